@@ -1,0 +1,172 @@
+"""The command line: one command a stage, and the recipes."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nfm.config import load_params, recipe_names, recipe_text
+from nfm.errors import InputError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Normalized Flow Matching: students distilled from the coupling of a normalizing flow. "
+    "Each stage reads its sections of params.yaml in the current folder and the outputs of the "
+    "stages before it; `dvc repro` and the Prefect flow run them in order.",
+)
+
+Seed = Annotated[int, typer.Option(help="Which seed's teacher, coupling or student.", min=0)]
+CouplingName = Annotated[str, typer.Option(help="Name of a section under `coupling`.")]
+
+
+@app.command()
+def prepare() -> None:
+    """Data set to shuffled uint8 shards with a manifest, train and test."""
+    from nfm.stages.prepare import prepare as stage
+
+    stage(Path.cwd(), load_params(Path("params.yaml")))
+
+
+@app.command()
+def features() -> None:
+    """Train the classifier whose features the Fréchet distance is measured on."""
+    from nfm.stages.features import features as stage
+
+    _with_processes()
+    stage(Path.cwd(), load_params(Path("params.yaml")))
+
+
+@app.command()
+def teacher(seed: Seed = 0) -> None:
+    """Train the TarFlow teacher by maximum likelihood."""
+    from nfm.stages.teacher import teacher as stage
+
+    _with_processes()
+    stage(Path.cwd(), load_params(Path("params.yaml")), seed)
+
+
+@app.command()
+def couple(coupling: CouplingName, seed: Seed = 0) -> None:
+    """Prepare one coupling: fit its potentials, or read noise off the teacher."""
+    from nfm.stages.couple import couple as stage
+
+    stage(Path.cwd(), _params_with(coupling), coupling, seed)
+
+
+@app.command()
+def student(coupling: CouplingName, seed: Seed = 0) -> None:
+    """Train the SiT student by flow matching on the pairs of one coupling."""
+    from nfm.stages.student import student as stage
+
+    params = _params_with(coupling)
+    _with_processes()
+    stage(Path.cwd(), params, coupling, seed)
+
+
+@app.command()
+def evaluate(
+    coupling: Annotated[str | None, typer.Option(help="Whose student is measured.")] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help="Measure the teacher.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Sample and measure one student, or the teacher."""
+    if teacher == (coupling is not None):
+        raise InputError("evaluate needs either --coupling NAME or --teacher, and not both")
+    from nfm.stages.evaluate import evaluate_student, evaluate_teacher
+
+    if coupling is None:
+        evaluate_teacher(Path.cwd(), load_params(Path("params.yaml")), seed)
+    else:
+        evaluate_student(Path.cwd(), _params_with(coupling), coupling, seed)
+
+
+@app.command()
+def report() -> None:
+    """Summary, tables, figures and the HTML report of all seeds and couplings."""
+    from nfm.stages.report import report as stage
+
+    stage(Path.cwd(), load_params(Path("params.yaml")))
+
+
+@app.command()
+def recipe(
+    name: Annotated[str | None, typer.Argument(help="Leave out to list the recipes.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace uncommitted changes.")] = False,
+) -> None:
+    """Write a recipe, a complete params file, to params.yaml."""
+    if name is None:
+        typer.echo("\n".join(recipe_names()))
+        return
+    from nfm.artifacts import atomic_path
+
+    text, path = recipe_text(name), Path("params.yaml")
+    if path.exists() and not force and not _replaceable(path):
+        raise InputError(
+            "params.yaml holds changes that are in no commit and no recipe; "
+            "commit or move it, or add --force"
+        )
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+    typer.echo(f"params.yaml is now the recipe {name}; run it with `dvc repro`")
+
+
+def main() -> None:
+    """Runs the command line; bad input is one sentence on stderr and exit status 2."""
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(f"no space is left on the device while writing {error.filename or 'an output'}; "
+              "free some and run the same command again")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(sentence: str) -> None:
+    print(f"nfm: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _params_with(coupling: str):
+    from nfm.config import nearest
+
+    params = load_params(Path("params.yaml"))
+    if coupling not in params.coupling:
+        raise InputError(
+            f"--coupling is {coupling!r}, which is no section under `coupling` in params.yaml"
+            f"{nearest(coupling, params.coupling)}"
+        )
+    return params
+
+
+def _replaceable(path: Path) -> bool:
+    """Whether the file is a recipe, or as committed, so that nothing is lost with it."""
+    text = path.read_text()
+    if any(text == recipe_text(name) for name in recipe_names()):
+        return True
+    status = ["git", "status", "--porcelain", "--", str(path)]
+    answer = subprocess.run(status, capture_output=True, text=True, check=False)
+    return answer.returncode == 0 and not answer.stdout.strip()
+
+
+def _with_processes() -> None:
+    """Goes on under `accelerate launch` where the machine or accelerate's config has several devices.
+
+    So `python -m nfm teacher`, the command in dvc.yaml, is the same for one CPU, one GPU and many.
+    """
+    if "LOCAL_RANK" in os.environ:
+        return
+    from nfm.train.launch import process_count
+
+    if process_count() > 1:
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "-m", "nfm"]
+        os.execv(sys.executable, [*launch, *sys.argv[1:]])

@@ -1,0 +1,385 @@
+"""params.yaml as frozen, typed sections; every key is stated in the file and no other is accepted.
+
+A section has no defaults: what a stage depends on stands in params.yaml, where DVC sees it change.
+"""
+
+import difflib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from nfm.errors import InputError
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Patch = tuple[PositiveInt, PositiveInt]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: frozen, strictly typed, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, mapping: Any) -> Any:
+        if not isinstance(mapping, dict):
+            return mapping
+        for key in mapping:
+            if key not in cls.model_fields:
+                raise ValueError(f"{key!r} is not a key{nearest(str(key), cls.model_fields)}")
+        # YAML knows lists only; strict validation wants tuples.
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in mapping.items()}
+
+
+class DigitsData(Section):
+    """The 8x8 handwritten digits that scikit-learn ships."""
+
+    kind: Literal["digits"]
+    test_fraction: Fraction
+    seed: NonNegativeInt
+
+
+class MnistData(Section):
+    """The four MNIST files in a folder: 28x28, padded to 32x32, or that averaged down to 16x16."""
+
+    kind: Literal["mnist"]
+    folder: str
+    size: Literal[16, 28, 32]
+    download: bool
+    seed: NonNegativeInt
+
+
+class FolderData(Section):
+    """A folder with one sub-folder of images per class."""
+
+    kind: Literal["folder"]
+    folder: str
+    size: PositiveInt
+    channels: Literal[1, 3]
+    filter: Literal["box", "bilinear", "bicubic", "lanczos"]
+    test_fraction: Fraction
+    seed: NonNegativeInt
+
+
+DataSection = Annotated[DigitsData | MnistData | FolderData, Field(discriminator="kind")]
+
+
+class Train(Section):
+    """One training: AdamW, warm-up then cosine, clipping, exponential moving average."""
+
+    steps: PositiveInt  # optimizer updates
+    batch: PositiveInt  # images per update, over all processes
+    lr: PositiveFloat
+    betas: tuple[Fraction, Fraction]
+    weight_decay: NonNegativeFloat
+    warmup: NonNegativeInt  # updates
+    final_lr: Annotated[float, Field(ge=0, le=1)]  # share of lr that the cosine ends at
+    clip: PositiveFloat  # gradient norm
+    ema: Share
+    precision: Literal["no", "bf16", "fp16"]
+    max_skipped: PositiveInt  # updates with a loss that is not finite, in a row
+
+
+class Features(Section):
+    """The small classifier whose penultimate layer the Fréchet distance is measured on."""
+
+    width: PositiveInt
+    seed: NonNegativeInt
+    train: Train
+
+
+class Teacher(Section):
+    """TarFlow."""
+
+    patch: Patch  # height and width of a token, pixels
+    blocks: PositiveInt
+    layers: PositiveInt
+    width: PositiveInt
+    head_size: PositiveInt
+    conditional: bool
+    label_drop: Share
+    noise_std: PositiveFloat  # eta, on the scale of [-1, 1]
+    train: Train
+
+
+class IndependentCoupling(Section):
+    """Noise drawn without a look at the data: plain flow matching."""
+
+    kind: Literal["independent"]
+
+
+class MinibatchOTCoupling(Section):
+    """Noise permuted inside a batch by the exact assignment."""
+
+    kind: Literal["minibatch-ot"]
+    across_classes: bool
+
+
+class SemidiscreteOTCoupling(Section):
+    """Noise sent to a training image by one fitted potential per image."""
+
+    kind: Literal["semidiscrete-ot"]
+    across_classes: bool
+    steps: PositiveInt
+    batch: PositiveInt  # noise draws per step
+    lr: PositiveFloat
+
+
+class TeacherCoupling(Section):
+    """Noise read off a trained teacher (NFM)."""
+
+    kind: Literal["teacher"]
+    draws: PositiveInt | Literal["online"]  # stored noised copies of each image, or fresh ones
+
+
+CouplingSection = Annotated[
+    IndependentCoupling | MinibatchOTCoupling | SemidiscreteOTCoupling | TeacherCoupling,
+    Field(discriminator="kind"),
+]
+
+
+class Time(Section):
+    """t = sigmoid(n), n ~ N(mean, std^2)."""
+
+    mean: float
+    std: PositiveFloat
+
+
+class Student(Section):
+    """SiT."""
+
+    patch: Patch
+    depth: PositiveInt
+    width: PositiveInt
+    head_size: PositiveInt
+    conditional: bool
+    label_drop: Share
+    time: Time
+    train: Train
+
+
+class Evaluate(Section):
+    """What is sampled and measured; noise and labels are shared by all couplings and seeds."""
+
+    samples: Annotated[int, Field(ge=10)]
+    seed: NonNegativeInt
+    guidance: NonNegativeFloat  # 1 is the plain conditional velocity
+    grid: Literal["t2", "uniform"]
+    euler: tuple[PositiveInt, ...]  # NFE
+    heun: tuple[PositiveInt, ...]  # NFE, odd
+    curvature_steps: PositiveInt
+    inception: str | None  # path of torch-fidelity's weights file; then FD is FID
+
+    @model_validator(mode="after")
+    def _check(self) -> "Evaluate":
+        even = [nfe for nfe in self.heun if nfe % 2 == 0]
+        if even:
+            raise ValueError(
+                f"heun holds NFE {even[0]}, expected odd numbers; N steps cost 2N - 1 evaluations"
+            )
+        if not self.euler and not self.heun:
+            raise ValueError("euler and heun are both empty, expected at least one NFE")
+        return self
+
+
+class Run(Section):
+    """How stages run on this machine; changes no result and reruns nothing."""
+
+    checkpoint_every: NonNegativeInt  # updates between checkpoints, 0 for none
+    log_every: PositiveInt  # updates between lines and logged metrics
+    micro_batch: PositiveInt | None  # images per process and forward pass; null for all at once
+    sample_batch: PositiveInt  # images sampled or encoded at once
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    couplings: Annotated[tuple[str, ...], Field(min_length=1)]
+    data: DataSection
+    features: Features
+    teacher: Teacher
+    coupling: dict[str, CouplingSection]
+    student: Student
+    evaluate: Evaluate
+    run: Run
+
+    @model_validator(mode="after")
+    def _check(self) -> "Params":
+        for name in self.couplings:
+            if name not in self.coupling:
+                hint = nearest(name, self.coupling)
+                raise ValueError(f"couplings names {name!r}, which has no section{hint}")
+        for key in ("seeds", "couplings"):
+            values = getattr(self, key)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key} is {list(values)}, expected each value once")
+        return self
+
+
+def nearest(word: str, known: Any) -> str:
+    """Returns a hint that names the nearest known word, or all of them if none is near."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
+
+
+def load_params(path: Path) -> Params:
+    """Reads and checks a params file.
+
+    Raises:
+        InputError: The file is missing, is not YAML, or holds a wrong key or value.
+    """
+    return parse_params(read_mapping(path), str(path.name))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Reads a YAML file that holds a mapping, unchecked beyond that."""
+    if not path.is_file():
+        raise InputError(
+            f"{path.name} is not in {path.parent.resolve()}; run from the project's folder, "
+            "or write one with `python -m nfm recipe digits`"
+        )
+    try:
+        mapping = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(mapping, dict):
+        raise InputError(f"{path.name} holds a {type(mapping).__name__}, expected sections")
+    return mapping
+
+
+def parse_params(mapping: dict[str, Any], origin: str) -> Params:
+    """Checks a mapping against the typed sections.
+
+    Arguments:
+        mapping: What a params file holds.
+        origin: Name of the file, for the message.
+
+    Raises:
+        InputError: Names the first wrong key, what came and what was wanted.
+    """
+    try:
+        return Params.model_validate(mapping)
+    except ValidationError as error:
+        first, *others = _by_key(error, mapping)
+        more = f" ({len(others)} more after it)" if others else ""
+        raise InputError(f"{origin}: {first}{more}") from error
+
+
+def with_overrides(mapping: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Returns a copy of a params mapping with dotted keys set.
+
+    Arguments:
+        mapping: What a params file holds.
+        overrides: New values by dotted key, such as {"student.train.steps": 100}.
+
+    Raises:
+        InputError: A key is not in the mapping; the nearest right one is named.
+    """
+    copy = json.loads(json.dumps(mapping))
+    for key, value in overrides.items():
+        *parents, last = key.split(".")
+        node = copy
+        for parent in parents:
+            node = _child(node, parent, key)
+        _child(node, last, key)
+        node[last] = value
+    return copy
+
+
+def recipe_names() -> list[str]:
+    """Returns the names of the params files that come with the package."""
+    files = (resources.files("nfm") / "recipes").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """Returns a recipe, a complete params file, as text.
+
+    Raises:
+        InputError: There is no recipe of that name.
+    """
+    if name not in recipe_names():
+        raise InputError(f"recipe is {name!r}, which does not exist{nearest(name, recipe_names())}")
+    return (resources.files("nfm") / "recipes" / f"{name}.yaml").read_text()
+
+
+def _child(node: Any, name: str, key: str) -> Any:
+    if not isinstance(node, dict) or name not in node:
+        known = node if isinstance(node, dict) else []
+        hint = nearest(name, known) if known else "; it goes deeper than the params do"
+        raise InputError(f"override {key!r} is no key of the params: {name!r} is unknown{hint}")
+    return node[name]
+
+
+def _by_key(error: ValidationError, mapping: dict[str, Any]) -> list[str]:
+    """Returns one sentence a wrong key; what the members of a union wanted is joined by "or"."""
+    sentences: dict[str, str] = {}
+    for item in error.errors():
+        where, value = _locate(item["loc"], mapping)
+        key = ".".join(where)
+        sentence = _sentence(item, key, value)
+        if key in sentences and "expected " in sentences[key] and "expected " in sentence:
+            sentences[key] += " or " + sentence.split("expected ", 1)[1]
+        else:
+            sentences.setdefault(key, sentence)
+    return list(sentences.values())
+
+
+def _sentence(error: Any, key: str, value: Any) -> str:
+    """Turns one pydantic error into a sentence that names the key, the value and the way out."""
+    message = error["msg"].removeprefix("Value error, ")
+    match error["type"]:
+        case "missing" if isinstance(value, list):
+            return f"{key} is {value!r}, expected {len(value) + 1} values"
+        case "missing":
+            return f"{key} is missing; every key is stated, see `python -m nfm recipe digits`"
+        case "union_tag_invalid":
+            return (
+                f"{key}.kind is {error['ctx']['tag']!r}, expected {error['ctx']['expected_tags']}"
+            )
+        case "union_tag_not_found":
+            return f"{key}.kind is missing; it chooses the variant"
+        case "value_error":
+            return f"{key}: {message}" if key else message
+        case "model_type" | "dict_type" | "model_attributes_type":
+            return f"{key} is {value!r}, expected a section"
+        case "too_long" | "too_short":
+            count = error["ctx"].get("max_length", error["ctx"].get("min_length"))
+            return f"{key} is {value!r}, expected {count} value{'s' * (count > 1)}"
+        case _:
+            wanted = message.replace("Input should be", "expected").replace(
+                "a valid tuple", "a list"
+            )
+            return f"{key} is {value!r}, {wanted}"
+
+
+def _locate(loc: tuple[Any, ...], mapping: Any) -> tuple[list[str], Any]:
+    """Drops variant names from a pydantic location; returns the keys and the value there."""
+    keys, node = [], mapping
+    for part in loc:
+        if isinstance(node, dict):
+            inside = part in node
+        else:
+            inside = isinstance(node, list) and isinstance(part, int) and part < len(node)
+        if inside:
+            node = node[part]
+        elif part != loc[-1] or not isinstance(node, dict) or part == node.get("kind"):
+            continue  # the name of a variant or of a plain type in a union
+        keys.append(str(part))
+    return keys, node

@@ -1,0 +1,40 @@
+"""couple: what one coupling needs before a student can train on its pairs."""
+
+from pathlib import Path
+
+from nfm.build.coupling import prepare_coupling
+from nfm.build.teacher import load_teacher
+from nfm.config import Params, TeacherCoupling
+from nfm.data.shards import Split
+from nfm.stages.run import stage_run
+
+
+def couple(root: Path, params: Params, coupling: str, seed: int) -> None:
+    """Writes artifacts/coupling/<coupling>-<seed>/ and the coupling's diagnostics."""
+    section, item = params.coupling[coupling], f"{coupling}-{seed}"
+    data = root / "artifacts" / "data" / "train"
+    split = Split.open(data)
+    from_teacher = isinstance(section, TeacherCoupling)
+    inputs = [data / "manifest.json"]
+    if from_teacher:
+        inputs.append(root / "artifacts" / "teacher" / str(seed) / "teacher.safetensors")
+    with stage_run(
+        f"couple-teacher@{seed}" if from_teacher else f"couple@{item}",
+        root,
+        params,
+        sections={f"coupling.{coupling}": section},
+        inputs=inputs,
+        tags={"seed": seed, "coupling": coupling},
+    ) as run:
+        if run.main:
+            diagnostics = prepare_coupling(
+                section,
+                root / "artifacts" / "coupling" / item,
+                split,
+                teacher=load_teacher(inputs[1], run.device) if from_teacher else None,
+                seed=seed,
+                batch=params.run.sample_batch,
+                device=run.device,
+            )
+            run.write_metrics(f"couple/{item}", diagnostics)
+            run.report({k: v for k, v in diagnostics.items() if isinstance(v, float)}, 0)

@@ -1,0 +1,198 @@
+"""What every stage shares: its key, its tracker, its clock, and the record that it leaves."""
+
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from pydantic import BaseModel
+
+import nfm
+from nfm.artifacts import digest, sha256, write_json
+from nfm.build.training import make_plan
+from nfm.config import Params, Train
+from nfm.coupling.base import Batch
+from nfm.data.shards import Split
+from nfm.random import generator_for
+from nfm.tracking import Tracker, open_tracker
+from nfm.train.checkpoint import discard
+from nfm.train.loop import Trained, train
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One execution of a stage.
+
+    Attributes:
+        address: The stage's name in dvc.yaml, such as "student@teacher-0".
+        root: The project's folder.
+        key: Hash of all that decides the outputs: sections, input files, source code.
+        tracker: Where params, metrics and images are reported.
+        device: Where tensors live.
+        main: Whether this process, of several, is the one that writes.
+    """
+
+    address: str
+    root: Path
+    key: str
+    tracker: Tracker
+    device: torch.device
+    main: bool
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of this execution's checkpoint; another key has another folder."""
+        return self.root / ".checkpoints" / f"{self.address}-{self.key[:16]}"
+
+    def report(self, metrics: dict[str, float], step: int) -> None:
+        """Passes a loop's metrics on to the tracker."""
+        if self.main:
+            self.tracker.metrics(metrics, step)
+
+    def write_metrics(self, name: str, metrics: dict[str, Any]) -> None:
+        """Writes a metrics file of DVC's; `name` is its path below metrics/, without ending."""
+        if self.main:
+            write_json(self.root / "metrics" / f"{name}.json", metrics)
+
+
+@contextmanager
+def stage_run(
+    address: str,
+    root: Path,
+    params: Params,
+    *,
+    sections: dict[str, BaseModel],
+    inputs: Sequence[Path] = (),
+    tags: dict[str, Any] | None = None,
+) -> Iterator[StageRun]:
+    """Opens a tracked execution of a stage; on a clean exit writes its record, drops its checkpoint.
+
+    Arguments:
+        address: The stage's name in dvc.yaml.
+        root: The project's folder.
+        params: All params.
+        sections: The sections that the stage reads, by name.
+        inputs: The files that decide its outputs (a manifest stands for the shards it sums up).
+        tags: More tags for the tracker.
+    """
+    start = time.monotonic()
+    key = _key(address, root, sections, inputs)
+    state = PartialState()
+    if state.device.type == "cpu":
+        # One thread gives the same bits on any machine, and is fastest for small models.
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    with open_tracker(address, root) as tracker:
+        tracker.tags(_tags(address, root, params, key) | (tags or {}))
+        tracker.params(
+            {name: section.model_dump(mode="json") for name, section in sections.items()}
+        )
+        run = StageRun(address, root, key, tracker, state.device, state.is_main_process)
+        yield run
+        state.wait_for_everyone()
+        if run.main:
+            seconds = time.monotonic() - start
+            tracker.metrics({"seconds": seconds}, 0)
+            write_json(record_path(root, address), _record(run, seconds))
+            discard(run.checkpoint)
+
+
+def fit(
+    run: StageRun,
+    make_model: Callable[[], torch.nn.Module],
+    loss: Callable[[torch.nn.Module, Batch, torch.Generator], torch.Tensor],
+    split: Split,
+    section: Train,
+    params: Params,
+    seed: int,
+) -> Trained:
+    """Trains a model on a split in the run's checkpoint folder.
+
+    Arguments:
+        run: The open stage.
+        make_model: Builds the model; its initial weights are a function of the seed.
+        loss: Gives the mean loss of a batch.
+        split: The training images.
+        section: The stage's `train` section.
+        params: All params.
+        seed: Seed of weights, order and noise.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_for(seed).initial_seed())
+        model = make_model()
+    return train(
+        model,
+        lambda model, index, generator: loss(model, read_batch(split, index, run.device), generator),
+        count=len(split),
+        plan=make_plan(section, params.run),
+        seed=seed,
+        folder=run.checkpoint,
+        key=run.key,
+        report=run.report,
+        name=run.address,
+    )
+
+
+def read_batch(split: Split, index: torch.Tensor, device: torch.device) -> Batch:
+    """Reads the images and labels at an index, onto a device."""
+    label = split.labels(index)
+    return Batch(
+        index, split.images(index).to(device), None if label is None else label.to(device)
+    )
+
+
+def record_path(root: Path, address: str) -> Path:
+    """Returns where a stage leaves its record; the report's own lies beside it."""
+    if address == "report":
+        return root / "report" / "run.json"
+    return root / "artifacts" / "runs" / f"{address}.json"
+
+
+def _record(run: StageRun, seconds: float) -> dict[str, Any]:
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cuda = run.device.type == "cuda"
+    return {
+        "stage": run.address,
+        "key": run.key,
+        "run_id": run.tracker.run_id,
+        "seconds": round(seconds, 2),
+        "peak_memory_mb": round(kib / 1024),
+        "device": torch.cuda.get_device_name(run.device) if cuda else "cpu",
+        "versions": {"nfm": nfm.__version__, "torch": torch.__version__},
+    }
+
+
+def _key(
+    address: str, root: Path, sections: dict[str, BaseModel], inputs: Sequence[Path]
+) -> str:
+    sources = sorted(Path(nfm.__file__).parent.rglob("*.py"))
+    return digest(
+        {
+            "stage": address,
+            "sections": {k: v.model_dump(mode="json") for k, v in sections.items()},
+            "inputs": {str(path.relative_to(root)): sha256(path) for path in inputs},
+            "code": [sha256(path) for path in sources],
+        }
+    )
+
+
+def _tags(address: str, root: Path, params: Params, key: str) -> dict[str, Any]:
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
+    )
+    manifest = root / "artifacts" / "data" / "train" / "manifest.json"
+    return {
+        "stage": address.partition("@")[0],
+        "dvc.stage": os.environ.get("DVC_STAGE", address),
+        "dvc.stage_hash": key,
+        "git.commit": commit.stdout.strip() or "none",
+        "data": params.data.kind,
+        "data.hash": sha256(manifest) if manifest.is_file() else "none",
+        "recipe": os.environ.get("NFM_RECIPE", "params.yaml"),
+    }

@@ -1,0 +1,50 @@
+"""student: a SiT trained by flow matching on the pairs of one coupling."""
+
+from pathlib import Path
+
+from nfm.build.coupling import load_coupling
+from nfm.build.student import make_student, save_student, student_arguments
+from nfm.config import Params
+from nfm.data.shards import Split
+from nfm.stages.run import fit, stage_run
+from nfm.student.loss import student_loss
+
+
+def student(root: Path, params: Params, coupling: str, seed: int) -> None:
+    """Writes artifacts/student/<coupling>-<seed>/student.safetensors, the averaged weights."""
+    section, item = params.student, f"{coupling}-{seed}"
+    data = root / "artifacts" / "data" / "train"
+    pairing = root / "artifacts" / "coupling" / item
+    split = Split.open(data)
+    arguments = student_arguments(section, split.shape, len(split.classes))
+    with stage_run(
+        f"student@{item}",
+        root,
+        params,
+        sections={"student": section},
+        inputs=[data / "manifest.json", pairing / "coupling.json"],
+        tags={"seed": seed, "coupling": coupling},
+    ) as run:
+        pairs_of = load_coupling(pairing, split, run.device)
+
+        def loss(model, batch, generator):
+            pairs = pairs_of.pair(batch, generator)
+            return student_loss(
+                model,
+                pairs.data,
+                pairs.noise,
+                pairs.label if section.conditional else None,
+                generator,
+                time_mean=section.time.mean,
+                time_std=section.time.std,
+                label_drop=section.label_drop,
+            )
+
+        trained = fit(
+            run, lambda: make_student(arguments), loss, split, section.train, params, seed
+        )
+        run.write_metrics(f"student/{item}", {"loss": trained.loss, "skipped": trained.skipped})
+        if run.main:
+            path = root / "artifacts" / "student" / item / "student.safetensors"
+            save_student(path, trained.ema, arguments)
+            run.tracker.model(path)
