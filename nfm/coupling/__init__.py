@@ -1,0 +1,1 @@
+"""Couplings: how a pair of data and noise is drawn."""

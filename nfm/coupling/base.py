@@ -1,0 +1,59 @@
+"""What a coupling is."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images as they are read.
+
+    Attributes:
+        index: Their rows in the data set, with shape (B,), on the CPU.
+        data: Images, with shape (B, C, H, W).
+        label: Class labels, with shape (B,), or None.
+    """
+
+    index: Tensor
+    data: Tensor
+    label: Tensor | None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Endpoints of paths.
+
+    Attributes:
+        data: Endpoints at t = 0, with shape (B, C, H, W).
+        noise: Endpoints at t = 1, of that shape.
+        label: Class labels of the data, with shape (B,), or None.
+    """
+
+    data: Tensor
+    noise: Tensor
+    label: Tensor | None
+
+
+class Coupling(ABC):
+    """A joint distribution of data and noise.
+
+    Over many batches the data of its pairs are distributed as the data set's, with their labels, and the noise as
+    N(0, I), exactly or as nearly as a fitted coupling comes.
+    """
+
+    @abstractmethod
+    def pair(self, batch: Batch, generator: torch.Generator) -> Pairs:
+        """Draws one pair for each row of a batch, which is not changed.
+
+        Arguments:
+            batch: Images drawn uniformly from the data set.
+            generator: Source of all randomness, on the data's device.
+        """
+
+
+def normal_like(data: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws standard normal noise with the shape, device and dtype of `data`."""
+    return torch.randn(data.shape, generator=generator, device=data.device, dtype=data.dtype)

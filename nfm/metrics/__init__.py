@@ -1,0 +1,1 @@
+"""Measures of samples and of the paths to them."""

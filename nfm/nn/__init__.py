@@ -1,0 +1,1 @@
+"""Network parts that teacher and student share: patches, attention, embeddings, transformer layers."""

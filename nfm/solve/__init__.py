@@ -1,0 +1,1 @@
+"""From noise to data: solvers of the student's differential equation, and sampling with them."""

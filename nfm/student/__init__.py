@@ -1,0 +1,1 @@
+"""The student: a flow-matching velocity network, its path and its loss."""

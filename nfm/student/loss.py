@@ -1,0 +1,41 @@
+"""The flow-matching loss."""
+
+import torch
+from torch import Tensor, nn
+
+from nfm.nn.embed import drop
+from nfm.student.path import interpolate, logit_normal
+
+
+def student_loss(
+    model: nn.Module,
+    data: Tensor,
+    noise: Tensor,
+    label: Tensor | None,
+    generator: torch.Generator,
+    *,
+    time_mean: float,
+    time_std: float,
+    label_drop: float,
+) -> Tensor:
+    r"""Mean squared error of the velocity on the linear path of given pairs.
+
+    .. math:: \mathbb{E} \lVert g(x_t, c, t) - (z - x) \rVert^2 / D, \qquad t = \sigma(n), n \sim N(\mu, s^2)
+
+    Arguments:
+        model: The velocity network, called as model(x, t, label, dropped).
+        data: Clean images x, with shape (B, *event).
+        noise: Their noise z, with shape (B, *event).
+        label: Class labels, with shape (B,), or None when unconditional.
+        generator: Source of times and of dropped labels, on the data's device.
+        time_mean: Mean of n.
+        time_std: Standard deviation of n.
+        label_drop: Probability that a label is dropped.
+
+    Returns:
+        The mean over batch and dimensions, a scalar.
+    """
+    t = logit_normal(data, generator, mean=time_mean, std=time_std)
+    x_t, v_t = interpolate(data, noise, t)
+    prediction = model(x_t, t, label, drop(label, label_drop, generator))
+    return (prediction - v_t).square().mean()

@@ -1,0 +1,1 @@
+"""The teacher: an autoregressive normalizing flow (TarFlow), its likelihood, samples and denoising."""

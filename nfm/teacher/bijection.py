@@ -1,0 +1,61 @@
+"""Invertible maps with a log-determinant."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Bijection(nn.Module, ABC):
+    """An invertible map between data and noise, which may depend on a label.
+
+    For a fixed label, decode(encode(x)) = x, and log_det is the logarithm of the absolute determinant of encode's
+    Jacobian, in nats, summed over the event.
+    """
+
+    @abstractmethod
+    def encode(
+        self, x: Tensor, label: Tensor | None = None, dropped: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Maps data to noise.
+
+        Arguments:
+            x: Data, with shape (B, *event).
+            label: Class labels, with shape (B,); None where there are none or all are dropped.
+            dropped: True where the label is dropped, with shape (B,).
+
+        Returns:
+            Noise with shape (B, *event), and log_det with shape (B,).
+        """
+
+    @abstractmethod
+    def decode(
+        self, z: Tensor, label: Tensor | None = None, dropped: Tensor | None = None
+    ) -> Tensor:
+        """Maps noise to data, both with shape (B, *event)."""
+
+    def forward(
+        self, x: Tensor, label: Tensor | None = None, dropped: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encodes; so that wrappers which hook the call see it."""
+        return self.encode(x, label, dropped)
+
+
+class Affine(Bijection):
+    """z = (x - shift) * exp(-log_scale), elementwise; its inverse and likelihood are known exactly.
+
+    Arguments:
+        shift: Shift, with the shape of an event.
+        log_scale: Logarithm of the scale, with the shape of an event.
+    """
+
+    def __init__(self, shift: Tensor, log_scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("shift", shift)
+        self.register_buffer("log_scale", log_scale)
+
+    def encode(self, x, label=None, dropped=None):
+        return (x - self.shift) * torch.exp(-self.log_scale), -self.log_scale.sum().expand(len(x))
+
+    def decode(self, z, label=None, dropped=None):
+        return z * torch.exp(self.log_scale) + self.shift

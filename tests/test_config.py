@@ -1,0 +1,112 @@
+"""params.yaml: what is refused, and how the sentence helps."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from nfm.config import (
+    Params,
+    load_params,
+    parse_params,
+    read_mapping,
+    recipe_names,
+    recipe_text,
+    with_overrides,
+)
+from nfm.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+DEMO = read_mapping(ROOT / "params.yaml")
+
+# what is set in the demo's params -> words that the sentence must hold
+WRONG = {
+    "mistyped key": ({"student.train": {**DEMO["student"]["train"], "stps": 3}}, "steps"),
+    "text for a number": ({"student.train.steps": "x"}, "student.train.steps is 'x'"),
+    "fraction for an integer": ({"student.width": 64.5}, "student.width is 64.5"),
+    "YAML 1.1 reads 1e-4 as text": ({"teacher.noise_std": "1e-4"}, "teacher.noise_std is '1e-4'"),
+    "unknown data set": ({"data.kind": "digit"}, "data.kind is 'digit'"),
+    "unknown coupling kind": ({"coupling.teacher.kind": "otx"}, "'minibatch-ot'"),
+    "neither number nor online": ({"coupling.teacher.draws": "offline"}, "or 'online'"),
+    "even NFE for Heun": ({"evaluate.heun": [4]}, "odd"),
+    "NFE 0": ({"evaluate.euler": [0]}, "evaluate.euler.0 is 0"),
+    "nothing to evaluate": ({"evaluate.euler": [], "evaluate.heun": []}, "both empty"),
+    "coupling without section": ({"couplings": ["techer"]}, "did you mean 'teacher'"),
+    "seed twice": ({"seeds": [0, 0]}, "each value once"),
+    "no seeds": ({"seeds": []}, "expected 1 value"),
+    "text for a list": ({"couplings": "teacher"}, "expected a list"),
+    "patch of one number": ({"student.patch": [1]}, "expected 2 values"),
+    "number for a section": ({"data": 3}, "expected a section"),
+    "keys of another kind missing": ({"data": {"kind": "mnist"}}, "data.folder is missing"),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_params_give_one_sentence_that_names_the_key(changes, words):
+    with pytest.raises(InputError) as caught:
+        parse_params(with_overrides(DEMO, changes), "params.yaml")
+    sentence = str(caught.value)
+    assert sentence.startswith("params.yaml: ")
+    assert words in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [("studnt.width", "'student'"), ("student.widht", "'width'"), ("student.width.x", "deeper")],
+)
+def test_an_unknown_override_names_the_nearest_key(key, hint):
+    with pytest.raises(InputError, match=hint):
+        with_overrides(DEMO, {key: 1})
+
+
+def test_overrides_leave_the_mapping_they_were_given_alone():
+    before = copy.deepcopy(DEMO)
+    changed = with_overrides(DEMO, {"student.train.steps": 7})
+    assert changed["student"]["train"]["steps"] == 7
+    assert before == DEMO
+
+
+def test_params_are_frozen():
+    params = load_params(ROOT / "params.yaml")
+    with pytest.raises(ValidationError):
+        params.student.width = 1  # type: ignore[misc]
+
+
+def test_a_section_has_no_defaults_that_dvc_would_not_see():
+    def fields(model, path=""):
+        for name, field in model.model_fields.items():
+            assert field.is_required(), f"{path}{name} has a default"
+
+    for section in Params.__subclasses__() or [Params]:
+        fields(section)
+    for path in ("features", "teacher", "student", "evaluate", "run"):
+        fields(Params.model_fields[path].annotation, f"{path}.")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_complete_and_right(name):
+    assert parse_params(yaml.safe_load(recipe_text(name)), name).seeds
+
+
+def test_the_digits_recipe_is_the_demo_with_three_seeds():
+    recipe = yaml.safe_load(recipe_text("digits"))
+    assert recipe == {**DEMO, "seeds": [0, 1, 2]}
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(InputError, match="digits"):
+        recipe_text("digit")
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"params\.yaml is not in"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1")
+    with pytest.raises(InputError, match=r"params\.yaml is not YAML"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("3")
+    with pytest.raises(InputError, match="expected sections"):
+        load_params(tmp_path / "params.yaml")
