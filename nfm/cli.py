@@ -108,8 +108,7 @@ def recipe(
     text, path = recipe_text(name), Path("params.yaml")
     if path.exists() and not force and not _replaceable(path):
         raise InputError(
-            "params.yaml holds changes that are in no commit and no recipe; "
-            "commit or move it, or add --force"
+            "params.yaml holds changes that are in no commit and no recipe; commit or move it, or add --force"
         )
     with atomic_path(path) as temporary:
         temporary.write_text(text)
@@ -125,8 +124,10 @@ def main() -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        _fail(f"no space is left on the device while writing {error.filename or 'an output'}; "
-              "free some and run the same command again")
+        _fail(
+            f"no space is left on the device while writing {error.filename or 'an output'}; "
+            "free some and run the same command again"
+        )
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -189,9 +189,7 @@ class Evaluate(Section):
     def _check(self) -> "Evaluate":
         even = [nfe for nfe in self.heun if nfe % 2 == 0]
         if even:
-            raise ValueError(
-                f"heun holds NFE {even[0]}, expected odd numbers; N steps cost 2N - 1 evaluations"
-            )
+            raise ValueError(f"heun holds NFE {even[0]}, expected odd numbers; N steps cost 2N - 1 evaluations")
         if not self.euler and not self.heun:
             raise ValueError("euler and heun are both empty, expected at least one NFE")
         return self
@@ -350,9 +348,7 @@ def _sentence(error: Any, key: str, value: Any) -> str:
         case "missing":
             return f"{key} is missing; every key is stated, see `python -m nfm recipe digits`"
         case "union_tag_invalid":
-            return (
-                f"{key}.kind is {error['ctx']['tag']!r}, expected {error['ctx']['expected_tags']}"
-            )
+            return f"{key}.kind is {error['ctx']['tag']!r}, expected {error['ctx']['expected_tags']}"
         case "union_tag_not_found":
             return f"{key}.kind is missing; it chooses the variant"
         case "value_error":
@@ -363,9 +359,7 @@ def _sentence(error: Any, key: str, value: Any) -> str:
             count = error["ctx"].get("max_length", error["ctx"].get("min_length"))
             return f"{key} is {value!r}, expected {count} value{'s' * (count > 1)}"
         case _:
-            wanted = message.replace("Input should be", "expected").replace(
-                "a valid tuple", "a list"
-            )
+            wanted = message.replace("Input should be", "expected").replace("a valid tuple", "a list")
             return f"{key} is {value!r}, {wanted}"
 
 

@@ -1,13 +1,11 @@
-"""Random generators as a function of a seed and counters, so that a draw depends on nothing else."""
+"""Random generators as a function of a seed and counters, and nothing else."""
 
 import hashlib
 
 import torch
 
 
-def generator_for(
-    seed: int, *counters: int, device: torch.device | str = "cpu"
-) -> torch.Generator:
+def generator_for(seed: int, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Returns a generator fixed by a seed and any counters, such as a step or an image's index.
 
     The integers are hashed, so that neighbouring counters give unrelated streams.

@@ -27,14 +27,10 @@ def check_patch(patch: tuple[int, int], shape: tuple[int, int, int], key: str) -
 def check_heads(width: int, head_size: int, section: str) -> None:
     """Raises InputError unless the heads fill the width."""
     if width % head_size:
-        raise InputError(
-            f"{section}.head_size is {head_size}, which does not divide {section}.width = {width}"
-        )
+        raise InputError(f"{section}.head_size is {head_size}, which does not divide {section}.width = {width}")
 
 
 def check_labels(conditional: bool, classes: int, section: str) -> None:
     """Raises InputError if labels are asked for and the data set has none."""
     if conditional and not classes:
-        raise InputError(
-            f"{section}.conditional is true, but the data set has no classes; set it to false"
-        )
+        raise InputError(f"{section}.conditional is true, but the data set has no classes; set it to false")

@@ -1,13 +1,11 @@
 """A coupling prepared from its section into a folder, and made from that folder.
 
-The folder holds coupling.json (kind and settings) and, by kind, potentials.safetensors, the drawn noise as raw float16
-(noise.f16, shape (N, K, C, H, W) of N images and K draws), or a copy of the teacher.
+The folder holds coupling.json (kind and settings) and, by kind, potentials.safetensors, the drawn noise (noise.f16, raw
+float16 of N images, K draws each) or a copy of the teacher.
 """
 
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import torch
 
 from nfm.artifacts import load_tensors, read_json, save_tensors, write_json
 from nfm.build.checks import check_format
-from nfm.build.teacher import TrainedTeacher, load_teacher, save_teacher
+from nfm.build.teacher import TrainedTeacher, load_teacher
 from nfm.config import (
     CouplingSection,
     IndependentCoupling,
@@ -25,12 +23,180 @@ from nfm.config import (
     TeacherCoupling,
 )
 from nfm.coupling.base import Coupling
-from nfm.coupling.diagnostics import c2st, noise_statistics, round_trip_error
+from nfm.coupling.diagnostics import diagnose, round_trip_error
 from nfm.coupling.independent import Independent
 from nfm.coupling.minibatch_ot import MinibatchOT
 from nfm.coupling.semidiscrete_ot import SemidiscreteOT, fit_potentials
-from nfm.coupling.teacher import TeacherDraws, TeacherOnline, draw_teacher_noise
+from nfm.coupling.teacher import TeacherDraws, TeacherOnline, draw_teacher_noise, store_noise
 from nfm.data.shards import Split
 from nfm.errors import InputError
+from nfm.random import generator_for
 
 FORMAT = "nfm-coupling-1"
+
+
+def prepare_coupling(
+    section: CouplingSection,
+    folder: Path,
+    split: Split,
+    *,
+    teacher: Path,
+    seed: int,
+    batch: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Writes a coupling's folder, whole or not at all.
+
+    Arguments:
+        section: The coupling's section.
+        folder: To be made; one that exists is replaced.
+        split: The training images.
+        teacher: The teacher's file, read by a teacher's coupling only.
+        seed: Seed of potentials or draws.
+        batch: Images encoded at once.
+        device: Where to compute.
+
+    Returns:
+        Figures about the coupling for its metrics file.
+    """
+    partial = folder.parent / f".{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        settings: dict[str, Any] = {"format": FORMAT, **section.model_dump(mode="json")}
+        match section:
+            case IndependentCoupling() | MinibatchOTCoupling():
+                figures = {}
+            case SemidiscreteOTCoupling():
+                figures = _prepare_potentials(section, partial, split, seed, device)
+            case TeacherCoupling():
+                figures = _prepare_draws(section, partial, split, teacher, seed, batch, device)
+                settings |= {"sigma": figures["sigma"], "images": len(split)}
+        write_json(partial / "coupling.json", settings)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return figures
+
+
+def load_coupling(folder: Path, split: Split, device: torch.device) -> Coupling:
+    """Makes a coupling from its folder.
+
+    Raises:
+        InputError: A file is missing or corrupt, or was made for other images.
+    """
+    path = folder / "coupling.json"
+    settings = read_json(path)
+    check_format(path, settings, FORMAT)
+    match settings["kind"]:
+        case "independent":
+            return Independent()
+        case "minibatch-ot":
+            return MinibatchOT(settings["across_classes"])
+        case "semidiscrete-ot":
+            tensors, _ = load_tensors(folder / "potentials.safetensors")
+            data, label = _all(split, device)
+            return SemidiscreteOT(
+                data, label, tensors["potentials"].to(device), across_classes=settings["across_classes"]
+            )
+        case "teacher" if settings["draws"] == "online":
+            teacher = load_teacher(folder / "teacher.safetensors", device)
+            return TeacherOnline(teacher.model, teacher.noise_std, settings["sigma"], teacher.conditional)
+        case "teacher":
+            return TeacherDraws(_open_noise(folder, settings, split))
+    raise InputError(f"{path} names the kind {settings['kind']!r}, which this version lacks")
+
+
+def _prepare_potentials(
+    section: SemidiscreteOTCoupling, folder: Path, split: Split, seed: int, device: torch.device
+) -> dict[str, float]:
+    data, label = _all(split, device, section.across_classes)
+    fitted = fit_potentials(data, label, steps=section.steps, batch=section.batch, lr=section.lr, seed=seed)
+    save_tensors(folder / "potentials.safetensors", {"potentials": fitted.potentials}, {})
+    return {"marginal_error": fitted.marginal_error, "sampling_error": fitted.sampling_error}
+
+
+def _prepare_draws(
+    section: TeacherCoupling,
+    folder: Path,
+    split: Split,
+    path: Path,
+    seed: int,
+    batch: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Reads noise off the teacher: stores it, or the teacher itself for online draws."""
+    teacher = load_teacher(path, device)
+    if teacher.model.shape != split.shape:
+        raise InputError(
+            f"{path} is a teacher of images {teacher.model.shape}, the data are {split.shape}; "
+            "run the stage teacher again"
+        )
+    online = section.draws == "online"
+    draws = 4 if online else section.draws
+    shape = (len(split), draws, *split.shape)
+    # Online draws need no storage: a scratch file serves sigma and the diagnostics.
+    file = folder / ("scratch" if online else "noise.f16")
+    noise = np.memmap(file, np.float16, mode="w+", shape=shape)
+    sigma = store_noise(_encoded(teacher, split, draws, batch, seed, device), noise)
+    noise.flush()
+    figures = diagnose(noise, seed=seed) | {
+        "sigma": sigma,
+        "round_trip": _round_trip(teacher, split, seed, device),
+    }
+    if online:
+        file.unlink()
+        shutil.copyfile(path, folder / "teacher.safetensors")
+    return figures
+
+
+def _encoded(
+    teacher: TrainedTeacher, split: Split, draws: int, batch: int, seed: int, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Yields the teacher's noise of all images in order, reading them some at a time."""
+    for rows in torch.arange(len(split)).split(batch):
+        label = split.labels(rows) if teacher.conditional else None
+        yield from draw_teacher_noise(
+            teacher.model,
+            split.images(rows).to(device),
+            None if label is None else label.to(device),
+            noise_std=teacher.noise_std,
+            draws=draws,
+            batch=batch,
+            seed=seed,
+            first=int(rows[0]),
+        )
+
+
+def _round_trip(teacher: TrainedTeacher, split: Split, seed: int, device: torch.device) -> float:
+    """Measures decode(encode(x)) - x on the first 200 images, which are shuffled, with noise."""
+    rows = torch.arange(min(200, len(split)))
+    x, label = split.images(rows), split.labels(rows) if teacher.conditional else None
+    eps = torch.randn(x.shape, generator=generator_for(seed, 0))
+    noisy = (x + teacher.noise_std * eps).to(device)
+    return round_trip_error(teacher.model, noisy, None if label is None else label.to(device))
+
+
+def _open_noise(folder: Path, settings: dict[str, Any], split: Split) -> np.ndarray:
+    path = folder / "noise.f16"
+    if settings["images"] != len(split):
+        raise InputError(
+            f"{path} was drawn for {settings['images']} images, the data set has {len(split)}; "
+            "run the stage couple again"
+        )
+    shape = (len(split), settings["draws"], *split.shape)
+    wanted = 2 * int(np.prod(shape))
+    size = path.stat().st_size if path.is_file() else 0
+    if size != wanted:
+        raise InputError(
+            f"{path} holds {size} bytes, expected {wanted}; delete {folder} and run the stage couple again"
+        )
+    return np.asarray(np.memmap(path, np.float16, mode="r", shape=shape))
+
+
+def _all(split: Split, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    rows = torch.arange(len(split))
+    label = split.labels(rows)
+    return split.images(rows).to(device), None if label is None else label.to(device)

@@ -4,19 +4,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from nfm.artifacts import load_tensors, save_tensors
 from nfm.build.checks import check_format
-from nfm.config import Features
+from nfm.config import Evaluate, Features
+from nfm.data.shards import Split
 from nfm.errors import InputError
 from nfm.metrics.features import Classifier
+from nfm.metrics.fidelity import (
+    Fidelity,
+    classifier_extractor,
+    extract,
+    fidelity,
+    inception,
+)
 
 FORMAT = "nfm-features-1"
 
 
-def features_arguments(
-    section: Features, shape: tuple[int, int, int], classes: int
-) -> dict[str, Any]:
+def features_arguments(section: Features, shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
     """Returns the classifier's constructor arguments, as they are stored beside the weights.
 
     Raises:
@@ -51,3 +59,55 @@ def load_features(path: Path, device: torch.device) -> Classifier:
     model = make_features(header["model"])
     model.load_state_dict(tensors)
     return model.to(device).eval().requires_grad_(False)
+
+
+class Measure:
+    """Fidelity of samples to the test images, and the accuracy of their labels.
+
+    Arguments:
+        extractor: What features are measured on.
+        real: Features of the test images, with shape (N, F).
+        classifier: The feature network, which also tells classes.
+        batch: Images at once.
+    """
+
+    def __init__(self, extractor: FeatureExtractorBase, real: Tensor, classifier: Classifier, batch: int) -> None:
+        self._extractor, self._real = extractor, real
+        self._classifier, self._batch = classifier, batch
+
+    def fidelity(self, images: Tensor) -> Fidelity:
+        """Measures pixels, uint8 with shape (M, C, H, W), against the test images."""
+        return fidelity(self._real, extract(self._extractor, images, self._batch))
+
+    @torch.no_grad()
+    def accuracy(self, images: Tensor, label: Tensor | None) -> dict[str, float]:
+        """Returns how often the classifier sees the class that was asked for; {} without labels."""
+        if label is None:
+            return {}
+        device = next(self._classifier.parameters()).device
+        seen = [self._classifier(part.to(device)).argmax(1) for part in images.split(self._batch)]
+        return {"accuracy": (torch.cat(seen) == label).float().mean().item()}
+
+
+def load_measure(section: Evaluate, root: Path, features: Path, test: Split, device: torch.device) -> Measure:
+    """Makes the measure against the test images, on our features, or on Inception's if it is named."""
+    classifier = load_features(features, device)
+    if section.inception is None:
+        extractor = classifier_extractor(classifier)
+    else:
+        extractor = inception(root / section.inception, device)
+    real = extract(extractor, test.raw(torch.arange(len(test))))
+    return Measure(extractor, real, classifier, batch=100)
+
+
+def measure_features(model: Classifier, train: Split, test: Split) -> dict[str, Any]:
+    """Returns the classifier's test accuracy, and the floor of FD: training against test images."""
+    rows = torch.arange(len(test))
+    extractor = classifier_extractor(model)
+    real, seen = (extract(extractor, s.raw(torch.arange(len(s)))) for s in (test, train))
+    measure = Measure(extractor, real, model, batch=100)
+    return {
+        "accuracy": measure.accuracy(test.raw(rows), test.labels(rows))["accuracy"],
+        "floor": fidelity(real, seen).fd,
+        "count": real.shape[1],
+    }

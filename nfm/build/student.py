@@ -13,9 +13,7 @@ from nfm.student.velocity import SiT
 FORMAT = "nfm-student-1"
 
 
-def student_arguments(
-    section: Student, shape: tuple[int, int, int], classes: int
-) -> dict[str, Any]:
+def student_arguments(section: Student, shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
     """Returns SiT's constructor arguments, as they are stored beside the weights.
 
     Arguments:

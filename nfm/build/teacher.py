@@ -23,9 +23,7 @@ class TrainedTeacher:
     conditional: bool
 
 
-def teacher_arguments(
-    section: Teacher, shape: tuple[int, int, int], classes: int
-) -> dict[str, Any]:
+def teacher_arguments(section: Teacher, shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
     """Returns TarFlow's constructor arguments, as they are stored beside the weights.
 
     Arguments:
@@ -53,9 +51,7 @@ def make_teacher(arguments: dict[str, Any]) -> TarFlow:
     return TarFlow(**{**arguments, **tuples})
 
 
-def save_teacher(
-    path: Path, model: torch.nn.Module, arguments: dict[str, Any], noise_std: float
-) -> None:
+def save_teacher(path: Path, model: torch.nn.Module, arguments: dict[str, Any], noise_std: float) -> None:
     """Writes weights and arguments to one safetensors file."""
     header = {"format": FORMAT, "model": arguments, "noise_std": noise_std}
     save_tensors(path, model.state_dict(), header)

@@ -1,7 +1,7 @@
 """A training's plan from its `train` section and the `run` section."""
 
 from nfm.config import Run, Train
-from nfm.train.loop import Plan
+from nfm.train.plan import Plan
 
 
 def make_plan(train: Train, run: Run) -> Plan:

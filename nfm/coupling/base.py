@@ -40,8 +40,8 @@ class Pairs:
 class Coupling(ABC):
     """A joint distribution of data and noise.
 
-    Over many batches the data of its pairs are distributed as the data set's, with their labels, and the noise as
-    N(0, I), exactly or as nearly as a fitted coupling comes.
+    Over many batches the data of its pairs are distributed as the data set's, with their labels,
+    and the noise as N(0, I), exactly or as nearly as a fitted coupling comes.
     """
 
     @abstractmethod
@@ -52,6 +52,11 @@ class Coupling(ABC):
             batch: Images drawn uniformly from the data set.
             generator: Source of all randomness, on the data's device.
         """
+
+
+def full_precision(data: Tensor) -> torch.autocast:
+    """Suspends mixed precision on the data's device: endpoints are not to be rounded."""
+    return torch.autocast(data.device.type, enabled=False)
 
 
 def normal_like(data: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,14 +4,15 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from nfm.coupling.base import Batch, Coupling, Pairs, normal_like
+from nfm.coupling.base import Batch, Coupling, Pairs, full_precision, normal_like
 
 
 class MinibatchOT(Coupling):
     """z ~ N(0, I), permuted so that the batch's sum of squared distances is least.
 
-    Labels bind: noise is permuted among images of one class only, since a conditional model samples each class from
-    N(0, I). Permuting across classes gives every class its own part of the noise, which no sampler knows of.
+    Labels bind: noise is permuted among images of one class only, since a conditional model samples
+    each class from N(0, I). Permuting across classes gives every class its own part of the noise,
+    which no sampler knows of.
 
     References:
         Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport
@@ -47,6 +48,7 @@ def assign(data: Tensor, noise: Tensor) -> Tensor:
         The row of `noise` for each row of `data`, a permutation with shape (B,).
     """
     # |x - z|^2 = |x|^2 + |z|^2 - 2 x.z, and the norms add the same to every permutation.
-    cost = -(data.flatten(1) @ noise.flatten(1).T)
+    with full_precision(data):
+        cost = -(data.flatten(1) @ noise.flatten(1).T)
     _, columns = linear_sum_assignment(cost.cpu().numpy())
     return torch.as_tensor(columns, device=data.device)

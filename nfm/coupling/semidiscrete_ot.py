@@ -1,13 +1,19 @@
-"""Optimal transport from the whole of N(0, I) to the training images, by one potential per image."""
+"""Optimal transport from all of N(0, I) to the training images, by one potential per image."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nfm.coupling.base import Batch, Coupling, Pairs, normal_like
+from nfm.coupling.base import Batch, Coupling, Pairs, full_precision, normal_like
 from nfm.random import generator_for
+
+CHECKS = 1000  # noise draws per image at which a fit's marginal is measured
+
+# Negative, so that no step, row or sample has the same stream of noise for the same seed.
+_STREAM = -2
 
 
 class SemidiscreteOT(Coupling):
@@ -15,47 +21,67 @@ class SemidiscreteOT(Coupling):
 
     .. math:: x = x_j, \qquad j = \arg\min_j \tfrac{1}{2} \lVert z - x_j \rVert^2 - g_j
 
-    With the right potentials g every cell has the same mass. A batch gives labels only: its images are replaced by
-    those that the noise chooses, within the class when there are labels.
+    With the right potentials g every cell has the same mass. Of a batch only its labels are used:
+    its images are replaced by those of the same class that the noise chooses.
 
     References:
         Flow Matching with Semidiscrete Couplings (Mousavi-Hosseini et al., 2025). https://arxiv.org/abs/2509.25519
 
     Arguments:
-        data: All training images, with shape (N, C, H, W).
-        label: Their labels, with shape (N,); None pairs over the whole set.
-        potentials: g, with shape (N,).
+        data: All training images, with shape (N, C, H, W); a copy is kept.
+        label: Their labels, with shape (N,), or None.
+        potentials: g, with shape (N,), fitted in the same groups as are chosen from here.
+        across_classes: Choose from all images although there are labels; a pair has the label of
+            the chosen image.
     """
 
-    def __init__(self, data: Tensor, label: Tensor | None, potentials: Tensor) -> None:
+    def __init__(
+        self,
+        data: Tensor,
+        label: Tensor | None,
+        potentials: Tensor,
+        *,
+        across_classes: bool = False,
+    ) -> None:
         if potentials.shape != (len(data),):
-            raise ValueError(
-                f"potentials have shape {tuple(potentials.shape)}, expected ({len(data)},)"
-            )
-        self.data, self.label = data, label
-        self._flat = data.flatten(1)
+            raise ValueError(f"potentials have shape {tuple(potentials.shape)}, expected ({len(data)},)")
+        self._shape = data.shape[1:]
+        grouped = None if across_classes else label
+        parts = list(groups(grouped, len(data), data.device))
+        order = torch.cat([rows for _, rows in parts])
+        # Sorted by class, so that a class is a view and not a copy at every step.
+        self._points = data.flatten(1)[order]
         # argmin of the cost is argmax of z.x_j - (|x_j|^2 / 2 - g_j).
-        self._offset = self._flat.square().sum(1) / 2 - potentials.to(data)
-        self._members = dict(groups(label, len(data), data.device))
+        self._offset = self._points.square().sum(1) / 2 - potentials.to(data)[order]
+        self._label = None if label is None else label.to(data.device)[order]
+        ends = torch.tensor([len(rows) for _, rows in parts]).cumsum(0).tolist()
+        starts = [0, *ends[:-1]]
+        self._cells = {c: range(*ends) for (c, _), *ends in zip(parts, starts, ends, strict=True)}
 
     def pair(self, batch: Batch, generator: torch.Generator) -> Pairs:
+        if (batch.label is None) != (self._label is None):
+            here, there = ("without", "with") if batch.label is None else ("with", "without")
+            raise ValueError(f"the batch comes {here} labels, the coupling was made {there} them")
         noise = normal_like(batch.data, generator)
-        flat = noise.flatten(1)
-        if self.label is None:
-            chosen = self._nearest(flat, self._members[None])
-        else:
-            if batch.label is None:
-                raise ValueError("label is None, but the potentials are per class; pass labels")
-            chosen = torch.empty(len(flat), dtype=torch.long, device=flat.device)
-            for c in batch.label.unique().tolist():
-                rows = batch.label == c
-                chosen[rows] = self._nearest(flat[rows], self._members[c])
-        # Without labels of its own the coupling may leave the batch's class.
-        label = batch.label if self.label is not None else None
-        return Pairs(self.data[chosen], noise, label)
+        with full_precision(noise):
+            chosen = self._choose(noise.flatten(1), batch.label)
+        data = self._points[chosen].unflatten(1, self._shape)
+        return Pairs(data, noise, None if self._label is None else self._label[chosen])
 
-    def _nearest(self, z: Tensor, members: Tensor) -> Tensor:
-        return members[(z @ self._flat[members].T - self._offset[members]).argmax(1)]
+    def _choose(self, z: Tensor, label: Tensor | None) -> Tensor:
+        if label is None or None in self._cells:
+            return self._nearest(z, self._cells[None])
+        chosen = torch.empty_like(label)
+        for c in label.unique().tolist():
+            if c not in self._cells:
+                raise ValueError(f"the batch holds class {c}, of which the coupling has no image")
+            rows = (label == c).nonzero()[:, 0]
+            chosen[rows] = self._nearest(z[rows], self._cells[c])
+        return chosen
+
+    def _nearest(self, z: Tensor, cells: range) -> Tensor:
+        points, offset = (part[cells.start : cells.stop] for part in (self._points, self._offset))
+        return cells.start + (z @ points.T - offset).argmax(1)
 
 
 @dataclass(frozen=True)
@@ -63,22 +89,33 @@ class Fitted:
     """Potentials and how well they do.
 
     Attributes:
-        potentials: g, with shape (N,).
-        marginal_error: Total variation distance between the mass of the cells, estimated on fresh noise, and the
-            uniform distribution; the mean over classes. In [0, 1], and never quite 0 by sampling error.
+        potentials: g, with shape (N,), of mean 0 in each class.
+        marginal_error: Total variation distance, in [0, 1], between the mass of a class's cells,
+            estimated on fresh noise, and the uniform distribution; the mean over all images.
+        sampling_error: What marginal_error would be expected to read if every cell had the same
+            mass exactly.
     """
 
     potentials: Tensor
     marginal_error: float
+    sampling_error: float
 
 
 def fit_potentials(
-    data: Tensor, label: Tensor | None, *, steps: int, batch: int, lr: float, seed: int
+    data: Tensor,
+    label: Tensor | None,
+    *,
+    steps: int = 2000,
+    batch: int = 256,
+    lr: float = 1.0,
+    seed: int,
 ) -> Fitted:
     r"""Fits the potentials by averaged stochastic gradient ascent on the semidual.
 
-    The gradient of the semidual in g_j is 1/n - P(z falls into cell j). Steps are lr / sqrt(s), and the mean of the
-    second half of the iterates is returned.
+    .. math:: g_j \leftarrow g_j + \lambda s^{-1/2} (1 - n\, \hat{p}_j), \qquad s = 1, 2, \dots
+
+    Here n is the number of images of the class, and p_j the share of a batch of noise that falls
+    into cell j. The mean of the second half of the iterates is returned.
 
     References:
         Stochastic Optimization for Large-scale Optimal Transport (Genevay et al., 2016).
@@ -89,23 +126,24 @@ def fit_potentials(
         label: Their labels, with shape (N,); None fits over the whole set.
         steps: Gradient steps per class.
         batch: Noise draws per step.
-        lr: First step size, in units of squared distance times the number of points.
+        lr: First step size, in units of squared distance.
         seed: Seed of the noise.
     """
-    potentials = torch.zeros(len(data), device=data.device)
-    errors = []
-    for number, (_, members) in enumerate(groups(label, len(data), data.device)):
-        generator = generator_for(seed, number, device=data.device)
-        points = data[members].flatten(1)
-        potentials[members] = _ascend(points, steps, batch, lr, generator)
-        errors.append(_marginal_error(points, potentials[members], generator))
-    return Fitted(potentials, float(sum(errors) / len(errors)))
+    potentials = torch.zeros(len(data), device=data.device, dtype=data.dtype)
+    error = expected = 0.0
+    for number, (_, rows) in enumerate(groups(label, len(data), data.device)):
+        generator = generator_for(seed, _STREAM, number, device=data.device)
+        points, n = data[rows].flatten(1), len(rows)
+        potentials[rows] = _ascend(points, steps, batch, lr, generator)
+        rounds = math.ceil(min(CHECKS * n, steps * batch) / batch)
+        error += n * _marginal_error(points, potentials[rows], rounds, batch, generator)
+        # A share of M draws deviates on average by sqrt(2 p / (pi M)) from its mean p = 1 / n.
+        expected += n * math.sqrt(n / (2 * math.pi * rounds * batch)) * (n > 1)
+    return Fitted(potentials, error / len(data), expected / len(data))
 
 
-def groups(
-    label: Tensor | None, count: int, device: torch.device
-) -> Iterator[tuple[int | None, Tensor]]:
-    """Yields each class with its members' rows; None with all rows when there are no labels."""
+def groups(label: Tensor | None, count: int, device: torch.device) -> Iterator[tuple[int | None, Tensor]]:
+    """Yields each class with its rows; None with all rows when there are no labels."""
     if label is None:
         yield None, torch.arange(count, device=device)
         return
@@ -113,29 +151,27 @@ def groups(
         yield c, (label == c).nonzero()[:, 0].to(device)
 
 
-def _ascend(
-    points: Tensor, steps: int, batch: int, lr: float, generator: torch.Generator
-) -> Tensor:
+def _ascend(points: Tensor, steps: int, batch: int, lr: float, generator: torch.Generator) -> Tensor:
     n = len(points)
     norms = points.square().sum(1) / 2
     g, mean = torch.zeros_like(norms), torch.zeros_like(norms)
     for step in range(steps):
-        mass = _cells(points, norms - g, batch, generator) / batch
-        g = g + lr * n * (1 / n - mass) / (1 + step) ** 0.5
+        share = _visits(points, norms - g, batch, generator) / batch
+        g = g + lr / math.sqrt(1 + step) * (1 - n * share)
         if step >= steps // 2:
-            mean += (g - mean) / (step - steps // 2 + 1)
+            mean = mean + (g - mean) / (step - steps // 2 + 1)
     return mean - mean.mean()
 
 
-def _cells(points: Tensor, offset: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def _visits(points: Tensor, offset: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Counts how many of `count` noise draws fall into each cell."""
     shape = (count, points.shape[1])
     z = torch.randn(shape, generator=generator, device=points.device, dtype=points.dtype)
     return torch.bincount((z @ points.T - offset).argmax(1), minlength=len(points)).to(points)
 
 
-def _marginal_error(points: Tensor, g: Tensor, generator: torch.Generator) -> Tensor:
-    n, rounds = len(points), 100
-    offset = points.square().sum(1) / 2 - g
-    visits = sum(_cells(points, offset, 10 * n, generator) for _ in range(rounds))
-    return (visits / (10 * n * rounds) - 1 / n).abs().sum() / 2
+def _marginal_error(points: Tensor, g: Tensor, rounds: int, batch: int, generator: torch.Generator) -> float:
+    offset, visits = points.square().sum(1) / 2 - g, torch.zeros_like(g)
+    for _ in range(rounds):
+        visits += _visits(points, offset, batch, generator)
+    return (visits / (rounds * batch) - 1 / len(points)).abs().sum().item() / 2

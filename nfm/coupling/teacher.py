@@ -2,12 +2,16 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from nfm.coupling.base import Batch, Coupling, Pairs, normal_like
+from nfm.coupling.base import Batch, Coupling, Pairs, full_precision, normal_like
 from nfm.random import generator_for
 from nfm.teacher.bijection import Bijection
+
+# Negative, so that no step, row or sample has the same stream of noise for the same seed.
+_STREAM = -1
 
 
 class TeacherDraws(Coupling):
@@ -17,18 +21,29 @@ class TeacherDraws(Coupling):
         The Coupling Within (Berthelot et al., 2026). https://arxiv.org/abs/2603.09014
 
     Arguments:
-        noise: z of N images, K draws each, an array with shape (N, K, C, H, W); it may be memory-mapped.
+        noise: f(x + eta eps', c) of N images, K draws each, with shape (N, K, C, H, W): an array,
+            memory-mapped or not, or a tensor on the CPU, in float16 or float32.
+        sigma: sigma_f; 1 for noise that it is already divided out of.
     """
 
-    def __init__(self, noise: Any) -> None:
-        self.noise = noise
+    def __init__(self, noise: Any, sigma: float = 1.0) -> None:
+        # A plain array over the mapped pages: numpy's memmap class is slow to index.
+        self._noise = np.asarray(noise)
+        if self._noise.ndim != 5 or not self._noise.shape[1]:
+            raise ValueError(f"noise has shape {self._noise.shape}, expected (N, K, C, H, W) with K at least 1")
+        self._sigma = sigma
 
     def pair(self, batch: Batch, generator: torch.Generator) -> Pairs:
-        draws = self.noise.shape[1]
         device = batch.data.device
-        k = torch.randint(draws, (len(batch.index),), generator=generator, device=device)
-        stored = self.noise[batch.index.numpy(), k.cpu().numpy()]
-        return Pairs(batch.data, torch.from_numpy(stored).to(batch.data), batch.label)
+        draws = (self._noise.shape[1], (len(batch.index),))
+        k = torch.randint(*draws, generator=generator, device=device)
+        stored = self._noise[batch.index.cpu().numpy(), k.cpu().numpy()]
+        if stored.shape != batch.data.shape:
+            raise ValueError(
+                f"stored noise has shape {stored.shape[1:]}, expected that of an image, {tuple(batch.data.shape[1:])}"
+            )
+        noise = torch.from_numpy(stored).to(batch.data) / self._sigma
+        return Pairs(batch.data, noise, batch.label)
 
 
 class TeacherOnline(Coupling):
@@ -41,17 +56,16 @@ class TeacherOnline(Coupling):
         conditional: Whether the teacher is given the labels.
     """
 
-    def __init__(
-        self, teacher: Bijection, noise_std: float, sigma: float, conditional: bool
-    ) -> None:
-        self.teacher, self.noise_std, self.sigma = teacher, noise_std, sigma
-        self.conditional = conditional
+    def __init__(self, teacher: Bijection, noise_std: float, sigma: float, conditional: bool = True) -> None:
+        self._teacher, self._noise_std, self._sigma = teacher, noise_std, sigma
+        self._conditional = conditional
 
     @torch.no_grad()
     def pair(self, batch: Batch, generator: torch.Generator) -> Pairs:
-        noisy = batch.data + self.noise_std * normal_like(batch.data, generator)
-        z, _ = self.teacher.encode(noisy, batch.label if self.conditional else None)
-        return Pairs(batch.data, z / self.sigma, batch.label)
+        noisy = batch.data + self._noise_std * normal_like(batch.data, generator)
+        with full_precision(noisy):
+            z, _ = self._teacher.encode(noisy, batch.label if self._conditional else None)
+        return Pairs(batch.data, z / self._sigma, batch.label)
 
 
 @torch.no_grad()
@@ -65,13 +79,14 @@ def encode_draws(
     seed: int,
     first: int = 0,
 ) -> Tensor:
-    """Encodes several noised copies of some images, in float32; sigma_f is not yet divided out.
+    """Encodes noised copies of some images; sigma_f is not yet divided out.
 
-    A draw depends on the seed and the image's row alone, not on how images are batched.
+    Draw k of an image depends on the seed, on k and on the image's row alone, not on how images
+    are batched.
 
     Arguments:
         teacher: The bijection f.
-        data: Images, with shape (B, C, H, W).
+        data: Images, with shape (B, C, H, W), on the teacher's device.
         label: Class labels, with shape (B,), or None.
         noise_std: eta.
         draws: Noised copies of each image, K.
@@ -79,14 +94,10 @@ def encode_draws(
         first: Row of the first image in the data set.
 
     Returns:
-        f(x + eta eps', c), with shape (B, K, C, H, W).
+        f(x + eta eps', c), with shape (B, K, C, H, W), in the data's dtype.
     """
-    eps = torch.stack(
-        [
-            torch.randn(draws, *data.shape[1:], generator=generator_for(seed, first + i))
-            for i in range(len(data))
-        ]
-    ).to(data)
-    noisy = (data[:, None] + noise_std * eps).flatten(0, 1)
+    shape, rows = (draws, *data.shape[1:]), range(first, first + len(data))
+    eps = torch.stack([torch.randn(shape, generator=generator_for(seed, _STREAM, i)) for i in rows])
+    noisy = (data[:, None] + noise_std * eps.to(data)).flatten(0, 1)
     z, _ = teacher.encode(noisy, None if label is None else label.repeat_interleave(draws))
     return z.unflatten(0, (len(data), draws))

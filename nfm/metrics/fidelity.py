@@ -171,10 +171,10 @@ def fidelity(
         + \operatorname{tr}\bigl(\Sigma + \Gamma - 2 (\Sigma \Gamma)^{1/2}\bigr)
 
     with the means and covariances of both sets. KID is the mean over random subsets of the
-    unbiased squared MMD with the kernel (x.y / F + 1)^3; large subsets spread least, and 20 of 500
-    take a tenth of a second where the usual 100 of 1000 take several. Precision and recall take as radius the
-    distance to the third nearest neighbour, which shrinks as a set grows: both sets are cut to the
-    first rows, as many as the smaller has.
+    unbiased squared MMD with the kernel (x.y / F + 1)^3; it spreads least with large subsets, and
+    20 of 500 cost a tenth of the usual 100 of 1000. Precision and recall take as radius the
+    distance to the third nearest neighbour, which shrinks as a set grows, so both sets are cut to
+    their first rows, as many as the smaller has.
 
     References:
         FID: Heusel et al., 2017. https://arxiv.org/abs/1706.08500

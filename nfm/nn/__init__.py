@@ -1,1 +1,1 @@
-"""Network parts that teacher and student share: patches, attention, embeddings, transformer layers."""
+"""Network parts that teacher and student share: patches, attention, embeddings, layers."""

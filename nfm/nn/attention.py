@@ -16,7 +16,10 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Scaled dot-product self-attention.
+    """Scaled dot-product self-attention of several heads.
+
+    References:
+        Attention Is All You Need (Vaswani et al., 2017). https://arxiv.org/abs/1706.03762
 
     Arguments:
         width: Numbers per token; a multiple of head_size.
@@ -34,13 +37,17 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attends over whole sequences, with shape (B, T, width)."""
+        """Attends over whole sequences, with shape (B, T, width), to the same shape."""
         q, k, v = self._split(x)
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def step(self, x: Tensor, cache: KVCache | None) -> tuple[Tensor, KVCache]:
-        """Attends from one new token, with shape (B, 1, width), to itself and those in the cache.
+        """Attends from one new token to itself and to those in the cache.
+
+        Arguments:
+            x: The token, with shape (B, 1, width).
+            cache: What earlier steps returned, or None at the first token.
 
         Returns:
             The token's output, and a new cache that holds it too; the one given is not changed.

@@ -28,40 +28,47 @@ class LabelEmbedding(nn.Module):
             label: Class labels, with shape (count,); None drops all of them.
             dropped: True where the label is replaced by "no label", with shape (count,).
         """
-        none = torch.tensor(self.classes, device=self.table.weight.device)
         if label is None:
-            return self.table(none.expand(count))
+            return self.table.weight[-1].expand(count, -1)
         if label.shape != (count,):
             raise ValueError(
                 f"label has shape {tuple(label.shape)}, expected ({count},); "
                 "pass None when unconditional"
             )
-        return self.table(label if dropped is None else torch.where(dropped, none, label))
+        return self.table(label if dropped is None else label.masked_fill(dropped, self.classes))
 
 
 class TimeEmbedding(nn.Module):
-    """Sines and cosines of a time in [0, 1], then a small network."""
+    """Sines and cosines of a time in [0, 1], then a small network.
 
-    FREQUENCIES = 128
+    Arguments:
+        width: Numbers per vector.
+        frequencies: Number of sines, and of cosines.
+    """
 
-    def __init__(self, width: int) -> None:
+    frequencies: Tensor
+
+    def __init__(self, width: int, frequencies: int = 64) -> None:
         super().__init__()
-        half = self.FREQUENCIES // 2
         # From one radian per unit of time to a thousand: times are told apart to about 1e-3.
-        frequencies = torch.exp(torch.linspace(0.0, math.log(1000.0), half, dtype=torch.float64))
-        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+        spaced = torch.exp(torch.linspace(0.0, math.log(1000.0), frequencies))
+        self.register_buffer("frequencies", spaced, persistent=False)
         self.net = nn.Sequential(
-            nn.Linear(self.FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+            nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width)
         )
 
     def forward(self, t: Tensor) -> Tensor:
         """Embeds times, with shape (B,), to shape (B, width)."""
-        angles = t[:, None] * self.frequencies.to(t.dtype)
+        angles = t[:, None] * self.frequencies
         return self.net(torch.cat([angles.cos(), angles.sin()], 1))
 
 
 def drop(label: Tensor | None, probability: float, generator: torch.Generator) -> Tensor | None:
-    """Returns which labels to drop, each with the given probability, with shape (B,)."""
+    """Draws which labels to drop, each with the given probability.
+
+    Returns:
+        True where dropped, with shape (B,); None when there is no label or nothing to drop.
+    """
     if label is None or probability == 0:
         return None
     return torch.rand(label.shape, generator=generator, device=label.device) < probability

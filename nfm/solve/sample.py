@@ -41,7 +41,7 @@ def sample(
         noise: Starting points at t = 1, with shape (N, *event).
         label: Class labels, with shape (N,), or None.
         solver: The method.
-        times: Grid of times from 1 to 0.
+        times: Grid of times from 1 to 0, with shape (N + 1,), see `nfm.solve.solvers.grid`.
         batch: Samples at a time; changes memory and speed only.
 
     Returns:
@@ -49,8 +49,5 @@ def sample(
     """
     parts = noise.split(batch)
     labels = [None] * len(parts) if label is None else label.split(batch)
-    ends = [
-        solver.solve(velocity_for(c), z, times.to(z.device))
-        for z, c in zip(parts, labels, strict=True)
-    ]
+    ends = [solver.solve(velocity_for(c), z, times) for z, c in zip(parts, labels, strict=True)]
     return Solution(torch.cat([end.x for end in ends]), ends[0].nfe)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -30,30 +31,31 @@ class Solver(ABC):
 
     Attributes:
         order: Global order: the error shrinks with the step size to this power.
-        nfe_per_step: Evaluations of the velocity in one step.
+        nfe_per_step: Evaluations of the velocity in one step; None if they depend on the velocity.
+        nfe_saved: Evaluations that the step to t = 0 does without.
     """
 
     order: int
-    nfe_per_step: int
+    nfe_per_step: int | None
+    nfe_saved = 0
 
     @abstractmethod
     def step(self, velocity: Velocity, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Advances x, with shape (B, *event), from time t to time s, scalars."""
 
     def solve(self, velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
-        """Advances x, with shape (B, *event), over a grid of times, with shape (N + 1,)."""
+        """Integrates over a grid of times.
+
+        Arguments:
+            velocity: The velocity field with labels bound; it gets times with shape (B,), in the
+                dtype of x.
+            x: Points at the first time, with shape (B, *event).
+            times: The grid, with shape (N + 1,), in float64 on the CPU as `grid` gives it.
+        """
         counted = _Counted(velocity)
-        for t, s in zip(times[:-1], times[1:], strict=True):
+        for t, s in pairwise(times):
             x = self.step(counted, x, t, s)
         return Solution(x, counted.calls)
-
-    def steps_for(self, nfe: int) -> int:
-        """Returns the number of steps that makes exactly `nfe` evaluations.
-
-        Raises:
-            InputError: No number of steps does.
-        """
-        return _divide(nfe, self.nfe_per_step, 0, type(self).__name__)
 
 
 class Euler(Solver):
@@ -76,14 +78,12 @@ class Heun(Solver):
 
     order = 2
     nfe_per_step = 2
+    nfe_saved = 1
 
     def step(self, velocity: Velocity, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         v = velocity(x, t)
         ahead = x + (s - t) * v
         return ahead if s == 0 else x + (s - t) * (v + velocity(ahead, s)) / 2
-
-    def steps_for(self, nfe: int) -> int:
-        return _divide(nfe, 2, 1, "Heun")
 
 
 class Midpoint(Solver):
@@ -98,7 +98,14 @@ class Midpoint(Solver):
 
 
 class Dopri5(Solver):
-    """Dormand and Prince's adaptive method of order 5, by torchdiffeq; NFE is what the tolerances take.
+    """Dormand and Prince's adaptive method, by torchdiffeq.
+
+    It chooses its own steps between the first and the last time, whatever lies between them, from
+    the errors of the whole batch: a sample depends on the others within the tolerances.
+
+    References:
+        A family of embedded Runge-Kutta formulae (Dormand & Prince, 1980).
+        https://doi.org/10.1016/0771-050X(80)90013-3
 
     Arguments:
         rtol: Relative tolerance.
@@ -106,7 +113,7 @@ class Dopri5(Solver):
     """
 
     order = 5
-    nfe_per_step = 6
+    nfe_per_step = None
 
     def __init__(self, rtol: float = 1.0e-5, atol: float = 1.0e-5) -> None:
         self.rtol, self.atol = rtol, atol
@@ -114,21 +121,46 @@ class Dopri5(Solver):
     def step(self, velocity: Velocity, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         from torchdiffeq import odeint
 
-        field = lambda time, point: velocity(point, time)  # noqa: E731
-        path = odeint(field, x, torch.stack([t, s]), rtol=self.rtol, atol=self.atol)
+        def field(time: Tensor, point: Tensor) -> Tensor:
+            return velocity(point, time)
+
+        ends = torch.stack([t, s]).to(x.device)
+        path = odeint(field, x, ends, rtol=self.rtol, atol=self.atol, method="dopri5")
+        assert isinstance(path, Tensor)  # a tuple comes out only where one goes in
         return path[-1]
 
-    def steps_for(self, nfe: int) -> int:
-        raise InputError(
-            "dopri5 chooses its own NFE; ask for tolerances, or take euler, heun or midpoint"
-        )
+    def solve(self, velocity: Velocity, x: Tensor, times: Tensor) -> Solution:
+        return super().solve(velocity, x, times[[0, -1]])
+
+
+def steps_for(solver: Solver, nfe: int) -> int:
+    """Returns the number of steps, the last to t = 0, that costs exactly `nfe` evaluations.
+
+    Raises:
+        InputError: No number of steps does.
+    """
+    name = type(solver).__name__.lower()
+    if solver.nfe_per_step is None:
+        raise InputError(f"{name} spends what its tolerances take, not nfe = {nfe}; take euler, heun or midpoint")
+    steps, rest = divmod(nfe + solver.nfe_saved, solver.nfe_per_step)
+    if nfe < 1 or rest:
+        first = solver.nfe_per_step - solver.nfe_saved
+        known = ", ".join(str(first + k * solver.nfe_per_step) for k in range(3))
+        raise InputError(f"nfe is {nfe}, expected one of {known} and so on with {name}")
+    return steps
 
 
 def grid(kind: str, steps: int) -> Tensor:
     r"""Returns the times of a trajectory, from 1 to 0, with shape (steps + 1,).
 
     .. math:: t_i = (1 - i/N)^2 \;(\text{t2}), \qquad t_i = 1 - i/N \;(\text{uniform})
+
+    Arguments:
+        kind: "t2" or "uniform".
+        steps: N, at least 1.
     """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}, expected at least 1")
     uniform = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
     match kind:
         case "uniform":
@@ -147,11 +179,3 @@ class _Counted:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.calls += 1
         return self.velocity(x, t.to(x).expand(len(x)))
-
-
-def _divide(nfe: int, per_step: int, saved: int, name: str) -> int:
-    steps, rest = divmod(nfe + saved, per_step)
-    if nfe < 1 or rest:
-        kind = "a positive" if per_step == 1 else "an odd" if saved else "a positive even"
-        raise InputError(f"nfe is {nfe}, expected {kind} number for {name}")
-    return steps

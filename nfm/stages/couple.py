@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from nfm.build.coupling import prepare_coupling
-from nfm.build.teacher import load_teacher
 from nfm.config import Params, TeacherCoupling
 from nfm.data.shards import Split
 from nfm.stages.run import stage_run
@@ -15,15 +14,13 @@ def couple(root: Path, params: Params, coupling: str, seed: int) -> None:
     data = root / "artifacts" / "data" / "train"
     split = Split.open(data)
     from_teacher = isinstance(section, TeacherCoupling)
-    inputs = [data / "manifest.json"]
-    if from_teacher:
-        inputs.append(root / "artifacts" / "teacher" / str(seed) / "teacher.safetensors")
+    teacher = root / "artifacts" / "teacher" / str(seed) / "teacher.safetensors"
     with stage_run(
         f"couple-teacher@{seed}" if from_teacher else f"couple@{item}",
         root,
         params,
         sections={f"coupling.{coupling}": section},
-        inputs=inputs,
+        inputs=[data / "manifest.json", *[teacher] * from_teacher],
         tags={"seed": seed, "coupling": coupling},
     ) as run:
         if run.main:
@@ -31,7 +28,7 @@ def couple(root: Path, params: Params, coupling: str, seed: int) -> None:
                 section,
                 root / "artifacts" / "coupling" / item,
                 split,
-                teacher=load_teacher(inputs[1], run.device) if from_teacher else None,
+                teacher=teacher,
                 seed=seed,
                 batch=params.run.sample_batch,
                 device=run.device,

@@ -16,7 +16,6 @@ from nfm.build.student import load_student
 from nfm.build.teacher import TrainedTeacher, load_teacher
 from nfm.config import Evaluate, Params
 from nfm.data.shards import Split, to_uint8
-from nfm.figures import sample_grid
 from nfm.metrics.transport import curvature, trajectory
 from nfm.random import generator_for
 from nfm.solve.sample import initial_noise, sample
@@ -26,8 +25,11 @@ from nfm.student.velocity import SiT, guided
 from nfm.teacher.denoise import denoise, sample_teacher
 from nfm.teacher.loss import bits_per_dim
 
-SHOWN = 10  # samples kept for the report, of ten classes where there are as many
+SHOWN = 10  # samples kept for the report, one a class where there are that many
 PATHS = 24  # trajectories kept for the report
+PATH_STEPS = 32
+
+Setting = tuple[str, int]  # a solver's name and its NFE
 
 
 def evaluate_student(root: Path, params: Params, coupling: str, seed: int) -> None:
@@ -37,21 +39,21 @@ def evaluate_student(root: Path, params: Params, coupling: str, seed: int) -> No
     tags = {"coupling": coupling, "seed": seed}
     with _evaluation(f"evaluate@{item}", root, params, weights, tags) as (run, measure, test):
         model = load_student(weights, run.device)
-        noise, label = _noise_and_labels(section, test)
+        noise, label = _noise_and_labels(section, test, run.device)
+        label = label if model.classes else None
         metrics: dict[str, dict[str, float]] = {}
         kept: dict[str, Tensor] = {}
         for solver, nfe in _settings(section):
-            images = _samples(model, noise, label, solver, nfe, params)
+            images = _samples(model, noise, label, (solver, nfe), params)
             values = asdict(measure.fidelity(images)) | measure.accuracy(images, label)
             for name, value in values.items():
                 metrics.setdefault(name, {})[f"{solver}-{nfe}"] = value
             kept[f"samples-{solver}-{nfe}"] = images[_shown(label)]
-            _track(run, values, solver, nfe)
-        velocity = guided(model, label, section.guidance)
-        kappa = curvature(velocity, noise, steps=section.curvature_steps)
-        kept["paths"] = _paths(model, noise, label, section)
+            _track(run, values, solver, nfe, section)
+        kappa = _curvature(model, noise, label, params)
         run.report({"curvature": kappa}, 0)
         run.write_metrics(f"evaluate/{item}", metrics | {"curvature": kappa})
+        kept["paths"] = _paths(model, noise, label, section)
         _keep(run, root / "artifacts" / "evaluate" / item, kept)
 
 
@@ -59,24 +61,24 @@ def evaluate_teacher(root: Path, params: Params, seed: int) -> None:
     """Writes the teacher's measures and artifacts/evaluate/samples-of-teacher-<seed>/."""
     section = params.evaluate
     weights = root / "artifacts" / "teacher" / str(seed) / "teacher.safetensors"
-    tags = {"seed": seed}
-    with _evaluation(f"evaluate-teacher@{seed}", root, params, weights, tags) as opened:
+    with _evaluation(f"evaluate-teacher@{seed}", root, params, weights, {"seed": seed}) as opened:
         run, measure, test = opened
         teacher = load_teacher(weights, run.device)
-        noise, label = _noise_and_labels(section, test)
+        noise, label = _noise_and_labels(section, test, run.device)
+        label = label if teacher.conditional else None
         start = time.perf_counter()
-        raw, denoised = _teacher_samples(teacher, noise, label, params.run.sample_batch)
+        raw, clean = _teacher_samples(teacher, noise, label, params.run.sample_batch)
         seconds = (time.perf_counter() - start) / len(noise)
+        images = {"raw": to_uint8(raw), "denoised": to_uint8(clean)}
         metrics = {
-            "bits_per_dim": _held_out_bits(teacher, test, section.seed),
-            "fd_raw": measure.fidelity(raw).fd,
-            "fd_denoised": measure.fidelity(denoised).fd,
+            "bits_per_dim": _held_out_bits(teacher, test, params, run.device),
+            "fd_raw": measure.fidelity(images["raw"]).fd,
+            "fd_denoised": measure.fidelity(images["denoised"]).fd,
             "seconds_per_image": seconds,
         }
         run.report(metrics, 0)
         run.write_metrics(f"evaluate-teacher/{seed}", metrics)
-        shown = _shown(label)
-        kept = {"samples-raw": raw[shown], "samples-denoised": denoised[shown]}
+        kept = {f"samples-{name}": value[_shown(label)] for name, value in images.items()}
         _keep(run, root / "artifacts" / "evaluate" / f"samples-of-teacher-{seed}", kept)
 
 
@@ -84,7 +86,7 @@ def evaluate_teacher(root: Path, params: Params, seed: int) -> None:
 def _evaluation(
     address: str, root: Path, params: Params, weights: Path, tags: dict[str, object]
 ) -> Iterator[tuple[StageRun, Measure, Split]]:
-    """Opens the stage with the measure against the test images."""
+    """Opens the stage with its measure against the test images."""
     data = root / "artifacts" / "data" / "test"
     features = root / "artifacts" / "features" / "features.safetensors"
     test = Split.open(data)
@@ -99,15 +101,16 @@ def _evaluation(
         yield run, load_measure(params.evaluate, root, features, test, run.device), test
 
 
-def _settings(section: Evaluate) -> list[tuple[str, int]]:
+def _settings(section: Evaluate) -> list[Setting]:
     return [("euler", nfe) for nfe in section.euler] + [("heun", nfe) for nfe in section.heun]
 
 
-def _noise_and_labels(section: Evaluate, test: Split) -> tuple[Tensor, Tensor | None]:
+def _noise_and_labels(section: Evaluate, test: Split, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Draws what all couplings and seeds share: noise, and labels as frequent as in the test set."""
     noise = initial_noise(section.samples, test.shape, section.seed)
-    order = torch.randperm(len(test), generator=generator_for(section.seed, 1))
-    return noise, test.labels(order[torch.arange(section.samples) % len(test)])
+    order = torch.randperm(len(test), generator=generator_for(section.seed, 0, 1))
+    label = test.labels(order[torch.arange(section.samples) % len(test)])
+    return noise.to(device), None if label is None else label.to(device)
 
 
 def _shown(label: Tensor | None) -> Tensor:
@@ -115,37 +118,77 @@ def _shown(label: Tensor | None) -> Tensor:
     if label is None:
         return torch.arange(SHOWN)
     classes = label.unique()[:SHOWN]
-    return torch.stack([(label == c).nonzero()[0, 0] for c in classes])
+    return torch.stack([(label == c).nonzero()[0, 0] for c in classes]).cpu()
 
 
-def _samples(
-    model: SiT, noise: Tensor, label: Tensor | None, solver: str, nfe: int, params: Params
-) -> Tensor:
-    """Returns the student's samples as uint8 images."""
-    section = params.evaluate
-    method = make_solver(solver)
+def _samples(model: SiT, noise: Tensor, label: Tensor | None, setting: Setting, params: Params) -> Tensor:
+    """Returns the student's samples as pixels; the evaluations that it took are the NFE asked for."""
+    name, nfe = setting
+    solver = make_solver(name)
     solution = sample(
-        lambda label: guided(model, label, section.guidance),
+        lambda label: guided(model, label, params.evaluate.guidance),
         noise,
         label,
-        method,
-        grid(section.grid, steps_for(method, nfe)),
+        solver,
+        grid(params.evaluate.grid, steps_for(solver, nfe)),
         params.run.sample_batch,
     )
-    if solution.nfe != nfe:
-        raise AssertionError(f"{solver} used {solution.nfe} evaluations, planned were {nfe}")
-    return to_uint8(solution.x)
+    assert solution.nfe == nfe
+    return to_uint8(solution.x).cpu()
 
 
-def _teacher_samples(
-    teacher: TrainedTeacher, noise: Tensor, label: Tensor | None, batch: int
-) -> tuple[Tensor, Tensor]:
-    """Returns the teacher's samples as uint8 images, raw and after the denoising step."""
+def _curvature(model: SiT, noise: Tensor, label: Tensor | None, params: Params) -> float:
+    velocity = guided(model, label, params.evaluate.guidance)
+    return curvature(velocity, noise, steps=params.evaluate.curvature_steps)
+
+
+def _paths(model: SiT, noise: Tensor, label: Tensor | None, section: Evaluate) -> Tensor:
+    """Returns some Euler paths in a random plane that all students share, shape (S + 1, B, 2)."""
+    velocity = guided(model, None if label is None else label[:PATHS], section.guidance)
+    points = trajectory(velocity, noise[:PATHS], grid("uniform", PATH_STEPS)).flatten(2).cpu()
+    plane = torch.randn(points.shape[2], 2, generator=generator_for(section.seed, 0, 2))
+    return points @ torch.linalg.qr(plane).Q
+
+
+@torch.no_grad()
+def _held_out_bits(teacher: TrainedTeacher, test: Split, params: Params, device: torch.device) -> float:
+    """Returns the mean bits per dimension of the test images plus the teacher's noise."""
+    total = 0.0
+    for rows in torch.arange(len(test)).split(params.run.sample_batch):
+        eps = torch.stack(
+            [torch.randn(test.shape, generator=generator_for(params.evaluate.seed, 0, 3, row)) for row in rows.tolist()]
+        )
+        x = (test.images(rows) + teacher.noise_std * eps).to(device)
+        label = test.labels(rows) if teacher.conditional else None
+        bits = bits_per_dim(teacher.model, x, None if label is None else label.to(device))
+        total += bits.double().sum().item()
+    return total / len(test)
+
+
+def _teacher_samples(teacher: TrainedTeacher, noise: Tensor, label: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
+    """Returns the teacher's samples as they are decoded, and after the denoising step."""
     raw, clean = [], []
-    label = label if teacher.conditional else None
     labels = [None] * len(noise.split(batch)) if label is None else label.split(batch)
     for z, c in zip(noise.split(batch), labels, strict=True):
-        y = sample_teacher(teacher.model, z, c)
-        raw.append(to_uint8(y))
-        clean.append(to_uint8(denoise(teacher.model, y, c, teacher.noise_std)))
-    return torch.cat(raw), torch.cat(clean)
+        raw.append(sample_teacher(teacher.model, z, c))
+        clean.append(denoise(teacher.model, raw[-1], c, teacher.noise_std))
+    return torch.cat(raw).cpu(), torch.cat(clean).cpu()
+
+
+def _track(run: StageRun, values: dict[str, float], solver: str, nfe: int, section: Evaluate) -> None:
+    """Reports a metric by NFE, so that MLflow draws the curve; Euler's where both solvers measure."""
+    twice = solver == "heun" and nfe in section.euler
+    run.report({f"{k}_{solver}" if twice else k: v for k, v in values.items()}, nfe)
+
+
+def _keep(run: StageRun, folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes samples and paths for the report, and a grid of the samples for the tracker."""
+    from nfm.figures import sample_grid
+
+    if not run.main:
+        return
+    save_tensors(folder / "samples.safetensors", tensors, {"format": "nfm-samples-1"})
+    grids = {k.removeprefix("samples-"): v for k, v in tensors.items() if k.startswith("samples-")}
+    path = folder / "samples.png"
+    sample_grid(torch.stack(list(grids.values())), list(grids), [], path)
+    run.tracker.image(path, "samples.png")

@@ -6,7 +6,8 @@ from nfm.build.features import features_arguments, make_features, measure_featur
 from nfm.config import Params
 from nfm.data.shards import Split
 from nfm.metrics.features import classifier_loss
-from nfm.stages.run import fit, stage_run
+from nfm.stages.fit import fit
+from nfm.stages.run import stage_run
 
 
 def features(root: Path, params: Params) -> None:

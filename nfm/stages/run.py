@@ -4,7 +4,7 @@ import os
 import resource
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,10 @@ from pydantic import BaseModel
 
 import nfm
 from nfm.artifacts import digest, sha256, write_json
-from nfm.build.training import make_plan
-from nfm.config import Params, Train
-from nfm.coupling.base import Batch
-from nfm.data.shards import Split
-from nfm.random import generator_for
-from nfm.tracking import Tracker, open_tracker
+from nfm.config import Params
+from nfm.tracker import Tracker, record_path
+from nfm.tracking import open_tracker
 from nfm.train.checkpoint import discard
-from nfm.train.loop import Trained, train
 
 
 @dataclass(frozen=True)
@@ -90,9 +86,7 @@ def stage_run(
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with open_tracker(address, root) as tracker:
         tracker.tags(_tags(address, root, params, key) | (tags or {}))
-        tracker.params(
-            {name: section.model_dump(mode="json") for name, section in sections.items()}
-        )
+        tracker.params({name: section.model_dump(mode="json") for name, section in sections.items()})
         run = StageRun(address, root, key, tracker, state.device, state.is_main_process)
         yield run
         state.wait_for_everyone()
@@ -101,57 +95,6 @@ def stage_run(
             tracker.metrics({"seconds": seconds}, 0)
             write_json(record_path(root, address), _record(run, seconds))
             discard(run.checkpoint)
-
-
-def fit(
-    run: StageRun,
-    make_model: Callable[[], torch.nn.Module],
-    loss: Callable[[torch.nn.Module, Batch, torch.Generator], torch.Tensor],
-    split: Split,
-    section: Train,
-    params: Params,
-    seed: int,
-) -> Trained:
-    """Trains a model on a split in the run's checkpoint folder.
-
-    Arguments:
-        run: The open stage.
-        make_model: Builds the model; its initial weights are a function of the seed.
-        loss: Gives the mean loss of a batch.
-        split: The training images.
-        section: The stage's `train` section.
-        params: All params.
-        seed: Seed of weights, order and noise.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator_for(seed).initial_seed())
-        model = make_model()
-    return train(
-        model,
-        lambda model, index, generator: loss(model, read_batch(split, index, run.device), generator),
-        count=len(split),
-        plan=make_plan(section, params.run),
-        seed=seed,
-        folder=run.checkpoint,
-        key=run.key,
-        report=run.report,
-        name=run.address,
-    )
-
-
-def read_batch(split: Split, index: torch.Tensor, device: torch.device) -> Batch:
-    """Reads the images and labels at an index, onto a device."""
-    label = split.labels(index)
-    return Batch(
-        index, split.images(index).to(device), None if label is None else label.to(device)
-    )
-
-
-def record_path(root: Path, address: str) -> Path:
-    """Returns where a stage leaves its record; the report's own lies beside it."""
-    if address == "report":
-        return root / "report" / "run.json"
-    return root / "artifacts" / "runs" / f"{address}.json"
 
 
 def _record(run: StageRun, seconds: float) -> dict[str, Any]:
@@ -168,9 +111,7 @@ def _record(run: StageRun, seconds: float) -> dict[str, Any]:
     }
 
 
-def _key(
-    address: str, root: Path, sections: dict[str, BaseModel], inputs: Sequence[Path]
-) -> str:
+def _key(address: str, root: Path, sections: dict[str, BaseModel], inputs: Sequence[Path]) -> str:
     sources = sorted(Path(nfm.__file__).parent.rglob("*.py"))
     return digest(
         {
@@ -183,9 +124,7 @@ def _key(
 
 
 def _tags(address: str, root: Path, params: Params, key: str) -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
-    )
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     manifest = root / "artifacts" / "data" / "train" / "manifest.json"
     return {
         "stage": address.partition("@")[0],

@@ -6,7 +6,8 @@ from nfm.build.coupling import load_coupling
 from nfm.build.student import make_student, save_student, student_arguments
 from nfm.config import Params
 from nfm.data.shards import Split
-from nfm.stages.run import fit, stage_run
+from nfm.stages.fit import fit
+from nfm.stages.run import stage_run
 from nfm.student.loss import student_loss
 
 
@@ -40,9 +41,7 @@ def student(root: Path, params: Params, coupling: str, seed: int) -> None:
                 label_drop=section.label_drop,
             )
 
-        trained = fit(
-            run, lambda: make_student(arguments), loss, split, section.train, params, seed
-        )
+        trained = fit(run, lambda: make_student(arguments), loss, split, section.train, params, seed)
         run.write_metrics(f"student/{item}", {"loss": trained.loss, "skipped": trained.skipped})
         if run.main:
             path = root / "artifacts" / "student" / item / "student.safetensors"

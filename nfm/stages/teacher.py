@@ -5,7 +5,8 @@ from pathlib import Path
 from nfm.build.teacher import make_teacher, save_teacher, teacher_arguments
 from nfm.config import Params
 from nfm.data.shards import Split
-from nfm.stages.run import fit, stage_run
+from nfm.stages.fit import fit
+from nfm.stages.run import stage_run
 from nfm.teacher.loss import teacher_loss
 
 
@@ -34,9 +35,7 @@ def teacher(root: Path, params: Params, seed: int) -> None:
                 label_drop=section.label_drop,
             )
 
-        trained = fit(
-            run, lambda: make_teacher(arguments), loss, split, section.train, params, seed
-        )
+        trained = fit(run, lambda: make_teacher(arguments), loss, split, section.train, params, seed)
         run.write_metrics(f"teacher/{seed}", {"loss": trained.loss, "skipped": trained.skipped})
         if run.main:
             path = root / "artifacts" / "teacher" / str(seed) / "teacher.safetensors"

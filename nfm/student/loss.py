@@ -18,14 +18,18 @@ def student_loss(
     time_std: float,
     label_drop: float,
 ) -> Tensor:
-    r"""Mean squared error of the velocity on the linear path of given pairs.
+    r"""Evaluates the squared error of a velocity on the linear paths of given pairs.
 
-    .. math:: \mathbb{E} \lVert g(x_t, c, t) - (z - x) \rVert^2 / D, \qquad t = \sigma(n), n \sim N(\mu, s^2)
+    .. math:: \mathbb{E}\, \lVert g(x_t, c, t) - (z - x) \rVert^2 / D,
+        \qquad t = \sigma(n),\; n \sim N(\mu, s^2)
+
+    References:
+        Flow Matching for Generative Modeling (Lipman et al., 2023). https://arxiv.org/abs/2210.02747
 
     Arguments:
         model: The velocity network, called as model(x, t, label, dropped).
         data: Clean images x, with shape (B, *event).
-        noise: Their noise z, with shape (B, *event).
+        noise: The noise z coupled with them, with shape (B, *event).
         label: Class labels, with shape (B,), or None when unconditional.
         generator: Source of times and of dropped labels, on the data's device.
         time_mean: Mean of n.
@@ -35,7 +39,9 @@ def student_loss(
     Returns:
         The mean over batch and dimensions, a scalar.
     """
-    t = logit_normal(data, generator, mean=time_mean, std=time_std)
+    t = logit_normal(
+        len(data), generator, mean=time_mean, std=time_std, device=data.device, dtype=data.dtype
+    )
     x_t, v_t = interpolate(data, noise, t)
     prediction = model(x_t, t, label, drop(label, label_drop, generator))
     return (prediction - v_t).square().mean()

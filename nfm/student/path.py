@@ -24,17 +24,31 @@ def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]
     return (1 - s) * data + s * noise, noise - data
 
 
-def logit_normal(like: Tensor, generator: torch.Generator, *, mean: float, std: float) -> Tensor:
-    """Draws times t = sigmoid(n), n ~ N(mean, std^2), one for each of a batch.
+def logit_normal(
+    count: int,
+    generator: torch.Generator,
+    *,
+    mean: float,
+    std: float,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Draws times t = sigmoid(n), n ~ N(mean, std^2).
+
+    References:
+        Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al.,
+        2024). https://arxiv.org/abs/2403.03206
 
     Arguments:
-        like: A batch, with shape (B, *event); gives B, device and dtype.
-        generator: Source of the draws, on the batch's device.
+        count: Number of times, B.
+        generator: Source of the draws, on the device.
         mean: Mean of n.
         std: Standard deviation of n.
+        device: Where the times go; None is the default device.
+        dtype: Their type; None is the default type.
 
     Returns:
         Times in (0, 1), with shape (B,).
     """
-    n = torch.randn(len(like), generator=generator, device=like.device, dtype=like.dtype)
+    n = torch.randn(count, generator=generator, device=device, dtype=dtype)
     return torch.sigmoid(mean + std * n)

@@ -4,18 +4,21 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nfm.nn.embed import LabelEmbedding, TimeEmbedding
-from nfm.nn.patches import patchify, unpatchify
+from nfm.nn.patches import patchify, token_shape, unpatchify
 from nfm.nn.transformer import ModulatedLayer, modulate
 
+# The velocity as a function of x, with shape (B, *event), and t, with shape (B,).
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 class SiT(nn.Module):
     """A transformer on patches, modulated by time and label, whose output is a velocity.
 
-    Modulation and last projection start at zero (adaLN-zero): every layer is the identity at first, the velocity 0.
+    Modulation and last projection start at zero (adaLN-zero): untrained, every layer is the
+    identity and the velocity is zero.
 
     References:
         SiT (Ma et al., 2024). https://arxiv.org/abs/2401.08740
@@ -39,20 +42,17 @@ class SiT(nn.Module):
         classes: int | None,
     ) -> None:
         super().__init__()
-        c, h, w = shape
-        if h % patch[0] or w % patch[1]:
-            raise ValueError(f"patch is {patch}, expected divisors of the image's {h}x{w} pixels")
         self.shape, self.patch, self.classes = shape, patch, classes
-        tokens, size = (h // patch[0]) * (w // patch[1]), patch[0] * patch[1] * c
+        tokens, size = token_shape(shape, patch)
         self.project = nn.Linear(size, width)
         self.position = nn.Parameter(torch.randn(tokens, width) * 0.02)
         self.time = TimeEmbedding(width)
         self.label = None if classes is None else LabelEmbedding(classes, width)
         self.layers = nn.ModuleList(ModulatedLayer(width, head_size) for _ in range(depth))
         # One matrix product gives the modulation of all layers and of the last norm.
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, (6 * depth + 2) * width))
+        self.modulation = nn.Linear(width, (6 * depth + 2) * width)
         self.head = nn.Linear(width, size)
-        for last in (self.modulation[1], self.head):
+        for last in (self.modulation, self.head):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
@@ -70,15 +70,22 @@ class SiT(nn.Module):
         Returns:
             Velocities, with shape (B, C, H, W).
         """
-        condition = self.time(t)
-        if self.label is not None:
-            condition = condition + self.label(len(x), label, dropped)
-        modulation = self.modulation(condition).unflatten(1, (-1, condition.shape[1]))
+        parts = self._modulation(len(x), t, label, dropped)
         h = self.project(patchify(x, self.patch)) + self.position
         for i, layer in enumerate(self.layers):
-            h = layer(h, modulation[:, 6 * i : 6 * i + 6])
-        shift, scale = modulation[:, -2:, None].unbind(1)
+            h = layer(h, parts[6 * i : 6 * i + 6])
+        shift, scale = parts[-2:]
         return unpatchify(self.head(modulate(h, shift, scale)), self.shape, self.patch)
+
+    def _modulation(
+        self, count: int, t: Tensor, label: Tensor | None, dropped: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Returns six modulations a layer and two of the last norm, with shape (B, 1, width)."""
+        condition = self.time(t)
+        if self.label is not None:
+            condition = condition + self.label(count, label, dropped)
+        modulation = self.modulation(functional.silu(condition))
+        return modulation[:, None].chunk(6 * len(self.layers) + 2, -1)
 
 
 def guided(model: nn.Module, label: Tensor | None, guidance: float = 1.0) -> Velocity:
@@ -95,8 +102,8 @@ def guided(model: nn.Module, label: Tensor | None, guidance: float = 1.0) -> Vel
         guidance: w; 1 is the plain conditional velocity, 0 the unconditional one.
 
     Returns:
-        The velocity as a function of x, with shape (B, *event), and t, with shape (B,). One call of it is one function
-        evaluation, although with guidance both halves of a doubled batch are computed.
+        The velocity as a function of x, with shape (B, *event), and t, with shape (B,). One call
+        is one function evaluation, also where guidance doubles the batch that is computed.
     """
     if label is None or guidance == 1:
         return lambda x, t: model(x, t, label, None)

@@ -1,1 +1,1 @@
-"""The teacher: an autoregressive normalizing flow (TarFlow), its likelihood, samples and denoising."""
+"""The teacher: a normalizing flow (TarFlow), its likelihood, its samples and their denoising."""

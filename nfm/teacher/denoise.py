@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from nfm.teacher.bijection import Bijection
 from nfm.teacher.tarflow import TarFlow
 
 
@@ -10,32 +11,39 @@ from nfm.teacher.tarflow import TarFlow
 def sample_teacher(
     model: TarFlow, z: Tensor, label: Tensor | None = None, *, guidance: float = 0.0
 ) -> Tensor:
-    """Decodes noise from N(0, I) to images, which are data plus the training noise.
+    """Decodes noise to images, which are distributed as data plus the training noise.
 
     Arguments:
         model: The teacher.
-        z: Noise, with shape (B, C, H, W).
-        label: Class labels, with shape (B,).
-        guidance: Strength of guidance, 0 for none.
+        z: Noise from N(0, I), with shape (B, C, H, W).
+        label: Class labels, with shape (B,), or None when unconditional.
+        guidance: w of a = a_c + w (a_c - a_u), and the same for b; 0 is none.
+
+    Returns:
+        Images, with shape (B, C, H, W).
     """
     return model.decode(z, label, guidance=guidance)
 
 
-def denoise(model: TarFlow, y: Tensor, label: Tensor | None, noise_std: float) -> Tensor:
-    r"""Estimates the clean image by Tweedie's formula from the teacher's own score.
+def denoise(model: Bijection, y: Tensor, label: Tensor | None, noise_std: float) -> Tensor:
+    r"""Estimates clean images by Tweedie's formula from the teacher's own score.
 
-    .. math:: \hat{x} = y + \eta^2\, \nabla_y \log p(y \mid c)
+    .. math:: \mathbb{E}[x \mid y, c] = y + \eta^2\, \nabla_y \log p(y \mid c)
 
     References:
-        Normalizing Flows are Capable Generative Models (Zhai et al., 2024). https://arxiv.org/abs/2412.06329
+        Normalizing Flows are Capable Generative Models (Zhai et al., 2024).
+        https://arxiv.org/abs/2412.06329
 
     Arguments:
-        model: The teacher.
-        y: Noisy images, with shape (B, C, H, W).
-        label: Class labels, with shape (B,).
-        noise_std: eta, the standard deviation of the noise in y.
+        model: The teacher, whose density is that of noised data.
+        y: Noised images, with shape (B, C, H, W).
+        label: Class labels, with shape (B,), or None when unconditional.
+        noise_std: eta, the standard deviation of the noise in y, model scale [-1, 1].
+
+    Returns:
+        Images, with shape (B, C, H, W), without a gradient.
     """
     with torch.enable_grad():
-        x = y.detach().requires_grad_()
-        (score,) = torch.autograd.grad(model.log_prob(x, label).sum(), x)
-    return y + noise_std**2 * score
+        leaf = y.detach().requires_grad_()
+        (score,) = torch.autograd.grad(model.log_prob(leaf, label).sum(), leaf)
+    return y.detach() + noise_std**2 * score

@@ -1,0 +1,225 @@
+"""A folder with a dvc.yaml as the flow sees it: its graph, what is up to date, what is damaged."""
+
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nfm.config import nearest
+from nfm.errors import InputError
+
+if TYPE_CHECKING:
+    from dvc.output import Output
+
+
+class BusyError(Exception):
+    """Another DVC process holds what was needed; to be tried again."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a flow run brings up to date.
+
+    Attributes:
+        upstream: For every stage, in an order in which they can run, the stages it reads from.
+        limits: For every stage the Prefect concurrency limits that it runs under, from
+            `meta.limits` in dvc.yaml.
+    """
+
+    upstream: dict[str, tuple[str, ...]]
+    limits: dict[str, tuple[str, ...]]
+
+
+class Checkout:
+    """One DVC project behind one lock, since DVC's Python interface is not safe between threads.
+
+    What DVC said of all stages at once, in `plan`, holds for a stage until one upstream of it has
+    run; so a flow run that finds everything up to date asks DVC once.
+    """
+
+    def __init__(self, root: Path) -> None:
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+
+        self.root = root
+        self._lock = threading.RLock()
+        self._current: set[str] = set()
+        self._downstream: dict[str, set[str]] = {}
+        try:
+            self._repo = Repo(str(root), _wait_for_lock=True)
+        except DvcException as error:
+            raise InputError(f"{root} is no DVC project ({error}); run from the project's folder") from error
+
+    @property
+    def has_remote(self) -> bool:
+        """Whether a default remote is configured."""
+        return bool(self._repo.config["core"].get("remote"))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """DVC's merged configuration, with relative paths made absolute."""
+        return self._repo.config
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where DVC keeps its cache."""
+        folder = self._repo.cache.local_cache_dir
+        assert folder is not None
+        return Path(folder)
+
+    def plan(self, asked: Sequence[str] = ()) -> Plan:
+        """Reads the graph, and which of its stages are up to date.
+
+        Arguments:
+            asked: Names of stages, each with or without the "@item" of a matrix; all if empty.
+
+        Raises:
+            InputError: There is no stage of a name, or dvc.yaml cannot be read.
+        """
+        with self._dvc() as repo:
+            stages = {stage.addressing: stage for stage in repo.index.stages}
+            upstream = {n: _upstream(stage, repo.index.outs_trie) for n, stage in stages.items()}
+        wanted = _closure(_matching(asked, stages), upstream)
+        try:
+            graph = TopologicalSorter({name: upstream[name] for name in sorted(wanted)})
+            order = list(graph.static_order())
+        except CycleError as error:
+            raise InputError(f"dvc.yaml has a cycle: {' > '.join(error.args[1])}") from error
+        self._downstream = {name: {other for other in order if name in _closure({other}, upstream)} for name in order}
+        self._current = self._up_to_date(order)
+        return Plan(
+            upstream={name: tuple(sorted(upstream[name])) for name in order},
+            limits={n: tuple((stages[n].meta or {}).get("limits", ())) for n in order},
+        )
+
+    def is_current(self, name: str) -> bool:
+        """Returns whether a stage is up to date: code, params, inputs and outputs.
+
+        Raises:
+            BusyError: Another process writes what the stage reads or writes.
+        """
+        with self._lock:
+            if name in self._current:
+                return True
+            with self._dvc() as repo:
+                return not repo.status(targets=[name])
+
+    def forget(self, name: str) -> None:
+        """Notes that a stage has run, so that nothing is known of it and what is downstream."""
+        with self._lock:
+            self._current -= self._downstream.get(name, {name})
+
+    def damaged(self, name: str) -> list[str]:
+        """Hashes the files of a stage's outputs, in the folder and in the cache, against dvc.lock.
+
+        DVC itself trusts a file of the cache that is write-protected, and ends with status 0 when
+        the disk was full. A file that is not what its hash says is removed, so that the next run
+        restores or remakes it.
+
+        Returns:
+            The outputs' files that are missing or damaged, relative to the root.
+        """
+        with self._dvc() as repo:
+            copies = [c for out in repo.stage.collect(name)[0].outs for c in _copies(out)]
+        wrong = set()
+        for path, copy, md5 in copies:
+            if not _is_intact(copy, md5):
+                copy.unlink(missing_ok=True)
+                wrong.add(str(path.relative_to(self._repo.root_dir)))
+        return sorted(wrong)
+
+    def _up_to_date(self, names: list[str]) -> set[str]:
+        """Asks DVC about all stages at once; about none of them where another process is busy."""
+        try:
+            with self._dvc() as repo:
+                stale = repo.status(targets=names)
+        except BusyError:
+            return set()
+        return set(names) - set(stale)
+
+    @contextmanager
+    def _dvc(self) -> Iterator[Any]:
+        """Lends the repo to one thread, with the project's own lock held throughout."""
+        from dvc.exceptions import DvcException
+        from dvc.lock import LockError
+        from dvc.repo import lock_repo
+
+        with self._lock:
+            try:
+                with lock_repo(self._repo):
+                    yield self._repo
+            except LockError as error:
+                raise BusyError(" ".join(str(error).split())) from error
+            except DvcException as error:
+                raise InputError(f"dvc: {' '.join(str(error).split())}") from error
+
+
+def _upstream(stage: Any, outputs: Any) -> set[str]:
+    """Returns the stages that make what a stage reads.
+
+    As in DVC's own graph: an output is read by a dependency that is it, is inside it, or holds it.
+    (Asking DVC for the graph object would import networkx, half a second in every run.)
+    """
+    found = set()
+    for dependency in stage.deps:
+        key = dependency.fs.parts(dependency.fs_path)
+        found |= {prefix.value.stage.addressing for prefix in outputs.prefixes(key)}
+        if outputs.has_subtrie(key):
+            found |= {output.stage.addressing for output in outputs.values(prefix=key)}
+    return found
+
+
+def _matching(asked: Sequence[str], known: dict[str, Any]) -> set[str]:
+    """Returns the stages that the asked names stand for."""
+    found: set[str] = set()
+    for name in asked:
+        named = {stage for stage in known if name in (stage, stage.partition("@")[0])}
+        if not named:
+            bases = {stage.partition("@")[0] for stage in known}
+            raise InputError(f"stages names {name!r}, which dvc.yaml does not have{nearest(name, bases)}")
+        found |= named
+    return found or set(known)
+
+
+def _closure(names: set[str], upstream: dict[str, set[str]]) -> set[str]:
+    """Returns stages with everything upstream of them."""
+    found, waiting = set(names), list(names)
+    while waiting:
+        new = upstream[waiting.pop()] - found
+        found |= new
+        waiting += new
+    return found
+
+
+def _copies(output: "Output") -> Iterator[tuple[Path, Path, str]]:
+    """Yields, for every file of an output: its path, the path of one copy of it, the copy's MD5.
+
+    The copies are the file itself and the one in the cache. A folder adds its list of files, which
+    is in the cache alone; without that list its files cannot be named.
+    """
+    value = output.hash_info.value if output.hash_info else None
+    if value is None or output.hash_name != "md5":
+        return
+    root = Path(output.fs_path)
+    entries: list[tuple[tuple[str, ...], str]] = [((), value)]
+    if value.endswith(".dir"):
+        yield root, Path(output.cache.oid_to_path(value)), value.removesuffix(".dir")
+        tree: Any = output.get_obj()
+        entries = [(key, entry.value) for key, _, entry in tree or ()]
+    for key, md5 in entries:
+        path = root.joinpath(*key)
+        yield path, path, md5
+        if output.use_cache:
+            yield path, Path(output.cache.oid_to_path(md5)), md5
+
+
+def _is_intact(path: Path, md5: str) -> bool:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest() == md5
+    except OSError:
+        return False

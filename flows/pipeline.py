@@ -1,0 +1,224 @@
+"""The flow over the graph that dvc.yaml states, and its command line."""
+
+import argparse
+import base64
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect import State, flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.context import get_run_context
+from prefect.futures import PrefectFuture, wait
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.checkout import Checkout, Plan
+from flows.process import Processes
+from flows.stage import Context, run_stage
+from flows.workspace import params_of, workspace
+from nfm.errors import InputError
+from nfm.tracker import record_of
+from nfm.tracking import NoParent, open_parent
+
+GIB = 2**30
+STAGE_MEMORY = 2 * GIB
+REFUSED = "Refused"  # state of a flow run on bad input
+
+
+def workers() -> int:
+    """Returns how many stages run at once: one a core, and 2 GiB of memory for each.
+
+    The environment variable NFM_WORKERS overrides.
+    """
+    if asked := os.environ.get("NFM_WORKERS"):
+        return max(1, int(asked))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores or 1, memory // STAGE_MEMORY))
+
+
+@flow(name="nfm", task_runner=ThreadPoolTaskRunner(max_workers=workers()))  # pyright: ignore
+def pipeline(
+    recipe: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    stages: list[str] | None = None,
+) -> State[None]:
+    """Brings the stages of dvc.yaml up to date; what DVC finds up to date is not run.
+
+    Arguments:
+        recipe: Name of a recipe to run instead of params.yaml, in a workspace of its own.
+        overrides: Params by dotted key, such as {"student.train.steps": 100}, likewise.
+        stages: Stages to bring up to date with all upstream of them, such as ["student"], which
+            stands for every student; by default the report.
+    """
+    root = Path.cwd()
+    try:
+        params = params_of(root, recipe, overrides)
+        folder = workspace(root, params) if recipe or overrides else root
+        return run_graph(folder, stages or ["report"], home=root, recipe=recipe or "params.yaml")
+    except InputError as error:
+        return Failed(name=REFUSED, message=str(error))
+
+
+def run_graph(
+    folder: Path, stages: Sequence[str] = (), *, home: Path | None = None, recipe: str = "none"
+) -> State[None]:
+    """Runs the graph of a DVC project inside the current flow run.
+
+    Arguments:
+        folder: The DVC project.
+        stages: Stages to bring up to date with all upstream of them; all if empty.
+        home: Where the history of experiments is kept, by default the project.
+        recipe: Name of the params, for the history.
+
+    Returns:
+        Completed or Failed, with a summary.
+
+    Raises:
+        InputError: There is no DVC project in the folder, or no stage of a name.
+    """
+    checkout = Checkout(folder)
+    plan = checkout.plan(stages)
+    history = _history(home or folder, folder, recipe)
+    context = Context(checkout, Processes(), history, {"NFM_RECIPE": recipe})
+    try:
+        states = _run(plan, context)
+    except BaseException:  # cancelled, Ctrl-C or SIGTERM
+        context.processes.stop()
+        _close(history, "KILLED")
+        raise
+    state = _summary(states)
+    if states.get("report") and states["report"].name not in ("Cached", None):
+        publish(folder)
+    _close(history, "FINISHED" if state.is_completed() else "FAILED")
+    return state
+
+
+def _run(plan: Plan, context: Context) -> dict[str, State[Any]]:
+    """Submits every stage after those upstream of it, and waits for all."""
+    futures: dict[str, PrefectFuture[Any]] = {}
+    for name, upstream in plan.upstream.items():
+        futures[name] = run_stage.submit(  # pyright: ignore
+            name, context, plan.limits[name], wait_for=[futures[up] for up in upstream]
+        )
+    wait(list(futures.values()))
+    return {name: future.state for name, future in futures.items()}
+
+
+def _summary(states: dict[str, State[Any]]) -> State[None]:
+    """Returns one state for all: how many stages were cached, restored, run; what failed."""
+    failed = {name: state for name, state in states.items() if not state.is_completed()}
+    own = [state.message or name for name, state in failed.items() if not state.is_pending()]
+    counts = Counter(state.name for state in states.values() if state.is_completed())
+    words = {"Cached": "up to date", "Pulled": "pulled", "Restored": "restored", "Completed": "run"}
+    done = [f"{counts[name]} {word}" for name, word in words.items() if counts[name]]
+    summary = f"{len(states)} stages: {', '.join(done) or 'none done'}"
+    if not failed:
+        return Completed(message=summary)
+    waiting = len(failed) - len(own)
+    more = f", {waiting} not started for that" if waiting else ""
+    return Failed(message=f"{'; '.join(own)} ({summary}, {len(own)} failed{more})")
+
+
+def _history(home: Path, folder: Path, recipe: str) -> NoParent:
+    run = getattr(get_run_context(), "flow_run", None)
+    tags = {"recipe": recipe, "workspace": folder.name}
+    if run is not None:
+        tags["prefect.flow_run_id"] = str(run.id)
+    return open_parent(home, run.name if run is not None else "flow", tags)
+
+
+def _close(history: NoParent, status: str) -> None:
+    try:
+        history.close(status)
+    except InputError as error:
+        get_run_logger().warning(str(error))
+
+
+def publish(folder: Path) -> None:
+    """Shows FD by coupling and NFE, the FD curves and the place of the report in Prefect's UI.
+
+    Arguments:
+        folder: Where the report stage has left results/summary.json and report/.
+    """
+    try:
+        summary = json.loads((folder / "results" / "summary.json").read_text())
+    except (OSError, ValueError):
+        return
+    fd = summary.get("fd") or {}
+    rows = [
+        {"coupling": name, **{nfe: round(sum(v) / len(v), 2) for nfe, v in by_nfe.items() if v}}
+        for name, by_nfe in fd.items()
+    ]
+    if rows:
+        title = f"Fréchet distance by NFE, {summary.get('dataset', '')}"
+        create_table_artifact(key="fd", table=rows, description=title)
+    create_markdown_artifact(key="report", markdown=_report_markdown(folder))
+
+
+def _report_markdown(folder: Path) -> str:
+    report = (folder / "report" / "index.html").resolve()
+    lines = [f"Report: [{report}]({report.as_uri()})"]
+    run_id = record_of(folder, "report").get("run_id")
+    if run_id:
+        lines.append(f"MLflow run of the report stage: {run_id}")
+    curves = folder / "report" / "fd.png"
+    if curves.is_file():
+        image = base64.b64encode(curves.read_bytes()).decode()
+        lines.append(f"![Fréchet distance against NFE](data:image/png;base64,{image})")
+    return "\n\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the flow from the command line.
+
+    Returns:
+        0 when all is up to date, 1 when a stage failed, 2 on bad input.
+    """
+    parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=__doc__)
+    parser.add_argument("--recipe", help="run a recipe instead of params.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--stages", nargs="+", metavar="STAGE", help="default: report")
+    given = parser.parse_args(arguments)
+    # Prefect turns SIGTERM into an end of its own only where its worker has started the flow.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        overrides = dict(_override(text) for text in given.overrides)
+        params_of(Path.cwd(), given.recipe, overrides)  # before a server is started
+    except InputError as error:
+        print(f"nfm: {error}", file=sys.stderr)
+        return 2
+    run: Any = pipeline
+    state = run(given.recipe, overrides or None, given.stages, return_state=True)
+    if state.is_completed():
+        return 0
+    print(f"nfm: {state.message}", file=sys.stderr)
+    return 2 if state.name == REFUSED else 1
+
+
+def _override(text: str) -> tuple[str, Any]:
+    """Parses key=value, the value as YAML; unlike in YAML 1.1 a number may be written 1e-4."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set is {text!r}, expected KEY=VALUE such as student.train.steps=100")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {key} is {value!r}, which is not YAML") from error
+    if isinstance(parsed, str):
+        with suppress(ValueError):
+            parsed = float(parsed)
+    return key, parsed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

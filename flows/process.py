@@ -1,0 +1,94 @@
+"""Child processes of a flow run: their output line by line, and an end to all of them at once."""
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+
+
+class Processes:
+    """Starts commands, each as the leader of its own process group, and can stop all of them.
+
+    The groups keep a Ctrl-C at the terminal from reaching a command before the flow knows of it,
+    and let `stop` reach what a command has itself started. Safe to use from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def run(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        on_line: Callable[[str], None],
+    ) -> int:
+        """Runs a command to its end.
+
+        Arguments:
+            command: Program and arguments.
+            folder: Working directory.
+            environment: The whole environment.
+            on_line: Receives each line of stdout and stderr, without its line break, as it comes.
+
+        Returns:
+            The exit status; minus the signal's number when a signal ended the command, and minus
+            SIGTERM when `stop` came before the start.
+        """
+        with self._lock:
+            if self._stopped:
+                return -signal.SIGTERM
+            child = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+            self._running.add(child)
+        try:
+            assert child.stdout is not None
+            with child.stdout:
+                for line in child.stdout:
+                    on_line(line.rstrip("\n"))
+            return child.wait()
+        finally:
+            with self._lock:
+                self._running.discard(child)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` has been called."""
+        return self._stopped
+
+    def stop(self) -> None:
+        """Ends every running command, by SIGTERM and after a grace by SIGKILL; starts no other."""
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        for child in running:
+            _signal_group(child, signal.SIGTERM)
+        for child in running:
+            try:
+                child.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                # Also where the leader has ended: what it started may have ignored SIGTERM.
+                _signal_group(child, signal.SIGKILL)
+
+
+def _signal_group(child: subprocess.Popen[str], number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, number)

@@ -1,0 +1,315 @@
+"""The history of executed stages, in MLflow if installed. The only file that imports mlflow."""
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+from nfm.errors import InputError
+from nfm.tracker import JsonLines, NullTracker, Tracker, flatten, status_of
+
+EXPERIMENT = "nfm"
+PARENT = "NFM_PARENT_RUN"  # run id of the flow run, from the flow to its stages
+KINDS = ("none", "jsonl", "mlflow")
+FLUSH = 1000  # buffered metrics, MLflow's own limit for a batch
+FLUSH_SECONDS = 5.0
+
+
+class MLflowTracker(NullTracker):
+    """Writes an MLflow run, with metrics sent in batches and the machine's own metrics.
+
+    An outage of the tracking server is reported on stderr and costs no training: what could not
+    be sent is kept and sent with the next batch.
+
+    Arguments:
+        uri: The tracking URI.
+        root: Folder of the project, for the artifacts of a local database.
+        address: The stage's name in dvc.yaml.
+    """
+
+    def __init__(self, uri: str, root: Path, address: str) -> None:
+        self._mlflow, self._client = _mlflow(), _client(uri)
+        self._mlflow.set_tracking_uri(uri)
+        tags = {"mlflow.runName": address, "mlflow.source.name": f"nfm {address}"}
+        if parent := os.environ.get(PARENT):
+            tags["mlflow.parentRunId"] = parent
+        with _answering(uri):
+            run = self._client.create_run(_experiment(self._client, uri, root), tags=tags)
+        self.run_id: str | None = run.info.run_id
+        self._buffer: list[Any] = []
+        self._sent = time.monotonic()
+        self._warned = False
+
+    def params(self, mapping: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(key, str(value)) for key, value in flatten(mapping).items()]
+        for start in range(0, len(params), 100):
+            self._send(params=params[start : start + 100])
+
+    def tags(self, mapping: Mapping[str, Any]) -> None:
+        from mlflow.entities import RunTag
+
+        self._send(tags=[RunTag(key, str(value)) for key, value in mapping.items()])
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._buffer += [Metric(key, float(value), now, step) for key, value in values.items()]
+        if len(self._buffer) >= FLUSH or time.monotonic() - self._sent > FLUSH_SECONDS:
+            self._flush()
+
+    def image(self, path: Path, name: str) -> None:
+        self.artifact(path, f"images/{name}")
+
+    def artifact(self, path: Path, name: str) -> None:
+        folder, _, file = name.rpartition("/")
+        with self._outage(), tempfile.TemporaryDirectory() as temporary:
+            shutil.copyfile(path, Path(temporary) / file)
+            self._client.log_artifact(self.run_id, str(Path(temporary) / file), folder or None)
+
+    def model(self, path: Path) -> None:
+        with self._outage():
+            self._mlflow.pyfunc.log_model(
+                name="student",
+                # Run by MLflow when the model is loaded: no code of ours is pickled.
+                python_model=str(Path(__file__).with_name("serving.py")),
+                artifacts={"weights": str(path)},
+                signature=_signature(path),
+                pip_requirements=[f"{p}=={version(p)}" for p in ("numpy", "safetensors", "torch")],
+                metadata={"nfm": version("nfm")},
+            )
+
+    def __enter__(self) -> Self:
+        self._mlflow.start_run(run_id=self.run_id, log_system_metrics=True)
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self._flush()
+        with self._outage():
+            self._mlflow.end_run(status_of(error))
+        if self._buffer:
+            print(f"nfm: {len(self._buffer)} metrics never reached MLflow", file=sys.stderr)
+
+    def _flush(self) -> None:
+        self._sent = time.monotonic()
+        while self._buffer and self._send(metrics=self._buffer[:FLUSH]):
+            del self._buffer[:FLUSH]
+
+    def _send(self, **content: Any) -> bool:
+        with self._outage():
+            self._client.log_batch(self.run_id, **content)
+            return True
+        return False
+
+    @contextmanager
+    def _outage(self):
+        """Turns a failure of MLflow into one line on stderr."""
+        try:
+            yield
+        except (self._mlflow.MlflowException, OSError) as error:
+            if not self._warned:
+                print(f"nfm: MLflow did not take a report: {_line(error)}", file=sys.stderr)
+            self._warned = True
+
+
+class NoParent:
+    """A flow run that leaves no run of its own."""
+
+    run_id: str | None = None
+
+    def environment(self) -> dict[str, str]:
+        """Returns the variables that make a stage's run a child of this one."""
+        return {}
+
+    def note(self, stage: str, outcome: str, run_id: str | None) -> None:
+        """Writes down how a stage came up to date, and which run made its outputs."""
+
+    def close(self, status: str) -> None:
+        """Ends the run as FINISHED, FAILED or KILLED."""
+
+
+class Parent(NoParent):
+    """The MLflow run of a flow run, over the runs of the stages that it executes.
+
+    It is made when the first stage asks for its environment: a flow run that finds all stages up
+    to date makes no history, and does not import mlflow. Safe to use from several threads.
+    """
+
+    def __init__(self, uri: str, root: Path, name: str, tags: Mapping[str, str]) -> None:
+        self._uri, self._root, self._name, self._tags = uri, root, name, dict(tags)
+        self._lock = threading.Lock()
+
+    def environment(self) -> dict[str, str]:
+        with self._lock:
+            if self.run_id is None:
+                self._open()
+        return {PARENT: self.run_id or "", "MLFLOW_TRACKING_URI": self._uri}
+
+    def note(self, stage: str, outcome: str, run_id: str | None) -> None:
+        # Tags of MLflow may not hold an "@".
+        key = stage.replace("@", "/")
+        self._tags |= {f"outcome.{key}": outcome, f"made_by.{key}": run_id or "unknown"}
+
+    def close(self, status: str) -> None:
+        if self.run_id is None:
+            return
+        with _answering(self._uri):
+            for key, value in self._tags.items():
+                self._client.set_tag(self.run_id, key, value)
+            self._end_children()
+            self._client.set_terminated(self.run_id, status)
+
+    def _open(self) -> None:
+        self._client = _client(self._uri)
+        with _answering(self._uri):
+            experiment = _experiment(self._client, self._uri, self._root)
+            run = self._client.create_run(experiment, run_name=self._name, tags=self._tags)
+        self.run_id = run.info.run_id
+
+    def _end_children(self) -> None:
+        """Ends the runs of stages that were killed and could not do so themselves."""
+        experiment = _experiment(self._client, self._uri, self._root)
+        children = f"tags.mlflow.parentRunId = '{self.run_id}' and attributes.status = 'RUNNING'"
+        for run in self._client.search_runs([experiment], children):
+            self._client.set_terminated(run.info.run_id, "KILLED")
+
+
+def open_tracker(address: str, root: Path) -> Tracker:
+    """Returns the tracker of one execution of a stage, to be entered as a context.
+
+    MLflow where it is installed, at MLFLOW_TRACKING_URI or else in <root>/mlflow.db; JSON lines
+    under <root>/logs where not. NFM_TRACKER=none, jsonl or mlflow overrides. Of several processes
+    only the first tracks.
+
+    Arguments:
+        address: The stage's name in dvc.yaml, such as "student@teacher-0".
+        root: The project's folder.
+
+    Raises:
+        InputError: NFM_TRACKER is unknown, or MLflow does not answer.
+    """
+    kind = _kind()
+    if kind == "none" or os.environ.get("RANK", "0") != "0":
+        return NullTracker()
+    if kind == "jsonl":
+        return JsonLines(root / "logs", address)
+    return MLflowTracker(_uri(root), root, address)
+
+
+def open_parent(root: Path, name: str, tags: Mapping[str, str]) -> NoParent:
+    """Returns the run of a flow run; one that does nothing where MLflow is not the tracker.
+
+    Arguments:
+        root: The folder whose mlflow.db is used where MLFLOW_TRACKING_URI is not set.
+        name: The run's name.
+        tags: The run's tags.
+    """
+    return Parent(_uri(root), root, name, tags) if _kind() == "mlflow" else NoParent()
+
+
+def set_python_model(model: Any) -> None:
+    """Hands MLflow the model of nfm/serving.py, when it runs that file to load a student.
+
+    Arguments:
+        model: Has `load(weights)`, which gives the student, and `predict(student, inputs)`.
+    """
+    from mlflow.models import set_model
+    from mlflow.pyfunc.model import PythonModel
+
+    class Served(PythonModel):
+        def load_context(self, context):
+            self.student = model.load(Path(context.artifacts["weights"]))
+
+        def predict(self, context, model_input, params=None):  # pyright: ignore
+            return model.predict(self.student, model_input)
+
+    set_model(Served())
+
+
+def _kind() -> str:
+    asked = os.environ.get("NFM_TRACKER")
+    if asked and asked not in KINDS:
+        raise InputError(f"NFM_TRACKER is {asked!r}, expected one of {', '.join(KINDS)}")
+    return asked or ("mlflow" if importlib.util.find_spec("mlflow") else "jsonl")
+
+
+def _uri(root: Path) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db"
+
+
+def _mlflow() -> Any:
+    """Imports mlflow: without usage reports, and at work without git's command line."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    try:
+        import mlflow
+        import mlflow.pyfunc
+    except ImportError as error:
+        raise InputError(
+            f"NFM_TRACKER is mlflow, which does not import ({error}); install nfm[pipeline], "
+            "or set NFM_TRACKER=jsonl"
+        ) from error
+    return mlflow
+
+
+def _client(uri: str) -> Any:
+    return _mlflow().MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def _answering(uri: str):
+    """Turns a tracking server that does not answer into a sentence."""
+    try:
+        yield
+    except (_mlflow().MlflowException, OSError) as error:
+        raise InputError(
+            f"MLflow at {uri} does not answer ({_line(error)}); "
+            "start it, correct MLFLOW_TRACKING_URI, or set NFM_TRACKER=jsonl"
+        ) from error
+
+
+def _experiment(client: Any, uri: str, root: Path) -> str:
+    """Returns the experiment's id, made at need; a local database has its artifacts beside it."""
+    if found := client.get_experiment_by_name(EXPERIMENT):
+        return found.experiment_id
+    local = uri.startswith("sqlite:")
+    location = (root.resolve() / "mlartifacts").as_uri() if local else None
+    try:
+        return client.create_experiment(EXPERIMENT, artifact_location=location)
+    except _mlflow().MlflowException:
+        if found := client.get_experiment_by_name(EXPERIMENT):  # another stage was faster
+            return found.experiment_id
+        raise
+
+
+def _signature(path: Path) -> Any:
+    """Returns the shapes and types that a student takes and gives."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+
+    from nfm.artifacts import load_tensors
+
+    model = load_tensors(path)[1]["model"]
+    image = (-1, *model["shape"])
+    inputs: list[ColSpec | TensorSpec] = [
+        TensorSpec(np.dtype(np.float32), image, "x"),
+        TensorSpec(np.dtype(np.float32), (-1,), "t"),
+    ]
+    if model["classes"]:
+        inputs.append(TensorSpec(np.dtype(np.int64), (-1,), "label"))
+    return ModelSignature(Schema(inputs), Schema([TensorSpec(np.dtype(np.float32), image)]))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,1 @@
+"""The training loop and its parts; it knows neither params nor tracker."""

@@ -1,0 +1,158 @@
+"""The state of an unfinished training in one file, replaced as a whole and free of pickle."""
+
+import math
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nfm.artifacts import load_tensors, save_tensors
+from nfm.errors import InputError
+from nfm.train.ema import Average
+
+FORMAT = "nfm-checkpoint-1"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How far a training is.
+
+    Attributes:
+        step: Updates behind it, the skipped ones among them.
+        skipped: Updates skipped because loss or gradient was not finite.
+        in_a_row: Those since the last update that was not skipped.
+        loss_sum: Sum of the finite losses since the last report.
+        loss_count: Their number.
+        loss: Mean loss of the last report; None before the first.
+        seconds: Time spent, that of killed predecessors up to their last checkpoint included.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    in_a_row: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    loss: float | None = None
+    seconds: float = 0.0
+
+    def after(self, loss: float, applied: bool) -> "Tally":
+        """Returns the tally one update later."""
+        finite = math.isfinite(loss)
+        return replace(
+            self,
+            step=self.step + 1,
+            skipped=self.skipped + (not applied),
+            in_a_row=0 if applied else self.in_a_row + 1,
+            loss_sum=self.loss_sum + (loss if finite else 0.0),
+            loss_count=self.loss_count + finite,
+        )
+
+    def reported(self) -> "Tally":
+        """Returns the tally with the mean loss taken and the sums set back."""
+        loss = self.loss_sum / self.loss_count if self.loss_count else self.loss
+        return replace(self, loss=loss, loss_sum=0.0, loss_count=0)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that the next update depends on, tied to the file that it is kept in.
+
+    Neither learning rate nor random state is kept: both are functions of the update.
+
+    Attributes:
+        path: The file.
+        key: Names what decides the result: params, data, code. Another key's file is refused.
+        model: The trained model, unwrapped.
+        average: Its moving average.
+        optimizer: AdamW on the parameters of `model` that need gradients, in the model's order.
+        scaler: The gradient scaler of fp16, else None.
+    """
+
+    path: Path
+    key: str
+    model: nn.Module
+    average: Average
+    optimizer: torch.optim.Optimizer
+    scaler: Any = None
+
+    def save(self, tally: Tally) -> None:
+        """Replaces the file.
+
+        Raises:
+            InputError: No space is left on the device.
+        """
+        header = {
+            "format": FORMAT,
+            "key": self.key,
+            "tally": asdict(tally),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }
+        save_tensors(self.path, self._tensors(), header)
+
+    def load(self) -> Tally:
+        """Restores the state, where there is a file.
+
+        Raises:
+            InputError: The file is corrupt, or belongs to another training.
+        """
+        for stale in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+            stale.unlink(missing_ok=True)  # what a killed process was writing
+        if not self.path.exists():
+            return Tally()
+        tensors, header = load_tensors(self.path)
+        if header.get("key") != self.key or header.get("format") != FORMAT:
+            raise InputError(
+                f"{self.path} is the checkpoint of a training with other params, data or code; "
+                "delete it to start afresh, or restore them to go on from it"
+            )
+        try:
+            self._restore(tensors, header)
+            return Tally(**header["tally"])
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise InputError(f"{self.path} does not fit the model ({error}); delete it to start afresh") from error
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        for name, value in self.average.module.state_dict().items():
+            tensors[f"average/{name}"] = value
+        for name, parameter in trainable(self.model).items():
+            for kind, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{kind}/{name}"] = value
+        return tensors
+
+    def _restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        self.model.load_state_dict(_below("model/", tensors))
+        self.average.module.load_state_dict(_below("average/", tensors))
+        state = {number: {} for number in range(len(trainable(self.model)))}
+        numbers = {name: number for number, name in enumerate(trainable(self.model))}
+        for path, value in _below("optimizer/", tensors).items():
+            kind, _, name = path.partition("/")
+            state[numbers[name]][kind] = value
+        content = self.optimizer.state_dict()
+        filled = {number: values for number, values in state.items() if values}
+        self.optimizer.load_state_dict({**content, "state": filled})
+        if self.scaler is not None:
+            self.scaler.load_state_dict(header["scaler"])
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns the parameters that need gradients by name, in the model's order."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def checkpoint_path(folder: Path) -> Path:
+    """Returns the checkpoint's file in a training's folder."""
+    return folder / "checkpoint.safetensors"
+
+
+def discard(folder: Path) -> None:
+    """Removes a finished training's folder, where there is one."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
