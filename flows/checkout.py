@@ -83,14 +83,9 @@ class Checkout:
         with self._dvc() as repo:
             stages = {stage.addressing: stage for stage in repo.index.stages}
             upstream = {n: _upstream(stage, repo.index.outs_trie) for n, stage in stages.items()}
-        wanted = _closure(_matching(asked, stages), upstream)
-        try:
-            graph = TopologicalSorter({name: upstream[name] for name in sorted(wanted)})
-            order = list(graph.static_order())
-        except CycleError as error:
-            raise InputError(f"dvc.yaml has a cycle: {' > '.join(error.args[1])}") from error
+            order = _in_order(_closure(_matching(asked, stages), upstream), upstream)
+            self._current = {name for name in order if _is_clean(stages[name])}
         self._downstream = {name: {other for other in order if name in _closure({other}, upstream)} for name in order}
-        self._current = self._up_to_date(order)
         return Plan(
             upstream={name: tuple(sorted(upstream[name])) for name in order},
             limits={n: tuple((stages[n].meta or {}).get("limits", ())) for n in order},
@@ -132,15 +127,6 @@ class Checkout:
                 wrong.add(str(path.relative_to(self._repo.root_dir)))
         return sorted(wrong)
 
-    def _up_to_date(self, names: list[str]) -> set[str]:
-        """Asks DVC about all stages at once; about none of them where another process is busy."""
-        try:
-            with self._dvc() as repo:
-                stale = repo.status(targets=names)
-        except BusyError:
-            return set()
-        return set(names) - set(stale)
-
     @contextmanager
     def _dvc(self) -> Iterator[Any]:
         """Lends the repo to one thread, with the project's own lock held throughout."""
@@ -156,6 +142,19 @@ class Checkout:
                 raise BusyError(" ".join(str(error).split())) from error
             except DvcException as error:
                 raise InputError(f"dvc: {' '.join(str(error).split())}") from error
+
+
+def _is_clean(stage: Any) -> bool:
+    """Returns whether a stage is up to date; not known, hence False, while another process has it.
+
+    One loaded stage after the other, since `Repo.status` reads dvc.yaml anew for every target.
+    """
+    from dvc.lock import LockError
+
+    try:
+        return not stage.status()
+    except LockError:
+        return False
 
 
 def _upstream(stage: Any, outputs: Any) -> set[str]:
@@ -183,6 +182,13 @@ def _matching(asked: Sequence[str], known: dict[str, Any]) -> set[str]:
             raise InputError(f"stages names {name!r}, which dvc.yaml does not have{nearest(name, bases)}")
         found |= named
     return found or set(known)
+
+
+def _in_order(names: set[str], upstream: dict[str, set[str]]) -> list[str]:
+    try:
+        return list(TopologicalSorter({n: upstream[n] for n in sorted(names)}).static_order())
+    except CycleError as error:
+        raise InputError(f"dvc.yaml has a cycle: {' > '.join(error.args[1])}") from error
 
 
 def _closure(names: set[str], upstream: dict[str, set[str]]) -> set[str]:

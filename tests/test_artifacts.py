@@ -21,7 +21,8 @@ def test_a_failed_write_leaves_the_old_content_and_no_temporary_file(tmp_path):
             temporary.write_text("half of the n")
             raise RuntimeError("stopped")
 
-    pytest.raises(RuntimeError, fail)
+    with pytest.raises(RuntimeError):
+        fail()
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 

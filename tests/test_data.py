@@ -193,9 +193,7 @@ def test_missing_files_are_asked_for(tiny_mnist):
         mnist(tiny_mnist, 28)
 
 
-def test_missing_files_are_downloaded_from_the_first_mirror_that_answers(
-    tiny_mnist, tmp_path, monkeypatch
-):
+def test_missing_files_are_downloaded_from_the_first_mirror_that_answers(tiny_mnist, tmp_path, monkeypatch):
     mirrors = [f"{path.as_uri()}/" for path in (tmp_path / "absent", tiny_mnist)]
     monkeypatch.setattr(MIRRORED, "mirrors", mirrors)
     for path in tiny_mnist.glob("train-*"):
@@ -213,9 +211,7 @@ def test_a_failed_download_names_the_file_and_leaves_nothing(tmp_path, monkeypat
     assert list((tmp_path / "new").iterdir()) == []
 
 
-@pytest.mark.skipif(
-    "NFM_TEST_MNIST" not in os.environ, reason="NFM_TEST_MNIST names no folder of MNIST's files"
-)
+@pytest.mark.skipif("NFM_TEST_MNIST" not in os.environ, reason="NFM_TEST_MNIST names no folder of MNIST's files")
 def test_the_published_mnist_is_recognised():
     source = mnist(Path(os.environ["NFM_TEST_MNIST"]), 16)
     train, test = source.train[1], source.test[1]

@@ -5,7 +5,6 @@ float16 of N images, K draws each) or a copy of the teacher.
 """
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from nfm.coupling.diagnostics import diagnose, round_trip_error
 from nfm.coupling.independent import Independent
 from nfm.coupling.minibatch_ot import MinibatchOT
 from nfm.coupling.semidiscrete_ot import SemidiscreteOT, fit_potentials
-from nfm.coupling.teacher import TeacherDraws, TeacherOnline, draw_teacher_noise, store_noise
+from nfm.coupling.teacher import TeacherDraws, TeacherOnline, encode_draws
 from nfm.data.shards import Split
 from nfm.errors import InputError
 from nfm.random import generator_for
@@ -105,15 +104,16 @@ def load_coupling(folder: Path, split: Split, device: torch.device) -> Coupling:
             teacher = load_teacher(folder / "teacher.safetensors", device)
             return TeacherOnline(teacher.model, teacher.noise_std, settings["sigma"], teacher.conditional)
         case "teacher":
-            return TeacherDraws(_open_noise(folder, settings, split))
+            return TeacherDraws(_open_noise(folder, settings, split), settings["sigma"])
     raise InputError(f"{path} names the kind {settings['kind']!r}, which this version lacks")
 
 
 def _prepare_potentials(
     section: SemidiscreteOTCoupling, folder: Path, split: Split, seed: int, device: torch.device
 ) -> dict[str, float]:
-    data, label = _all(split, device, section.across_classes)
-    fitted = fit_potentials(data, label, steps=section.steps, batch=section.batch, lr=section.lr, seed=seed)
+    data, label = _all(split, device)
+    grouped = None if section.across_classes else label
+    fitted = fit_potentials(data, grouped, steps=section.steps, batch=section.batch, lr=section.lr, seed=seed)
     save_tensors(folder / "potentials.safetensors", {"potentials": fitted.potentials}, {})
     return {"marginal_error": fitted.marginal_error, "sampling_error": fitted.sampling_error}
 
@@ -135,14 +135,18 @@ def _prepare_draws(
             "run the stage teacher again"
         )
     online = section.draws == "online"
-    draws = 4 if online else section.draws
+    draws = 4 if section.draws == "online" else section.draws
     shape = (len(split), draws, *split.shape)
     # Online draws need no storage: a scratch file serves sigma and the diagnostics.
     file = folder / ("scratch" if online else "noise.f16")
-    noise = np.memmap(file, np.float16, mode="w+", shape=shape)
-    sigma = store_noise(_encoded(teacher, split, draws, batch, seed, device), noise)
+    noise, total = np.memmap(file, np.float16, mode="w+", shape=shape), 0.0
+    for rows in torch.arange(len(split)).split(max(1, batch // draws)):
+        z = _encode(teacher, split, rows, draws, seed, device)
+        total += z.double().square().sum().item()
+        noise[rows[0] : rows[-1] + 1] = z.cpu().numpy()
     noise.flush()
-    figures = diagnose(noise, seed=seed) | {
+    sigma = (total / noise.size) ** 0.5
+    figures = diagnose(noise, sigma, seed=seed) | {
         "sigma": sigma,
         "round_trip": _round_trip(teacher, split, seed, device),
     }
@@ -152,22 +156,19 @@ def _prepare_draws(
     return figures
 
 
-def _encoded(
-    teacher: TrainedTeacher, split: Split, draws: int, batch: int, seed: int, device: torch.device
-) -> Iterator[torch.Tensor]:
-    """Yields the teacher's noise of all images in order, reading them some at a time."""
-    for rows in torch.arange(len(split)).split(batch):
-        label = split.labels(rows) if teacher.conditional else None
-        yield from draw_teacher_noise(
-            teacher.model,
-            split.images(rows).to(device),
-            None if label is None else label.to(device),
-            noise_std=teacher.noise_std,
-            draws=draws,
-            batch=batch,
-            seed=seed,
-            first=int(rows[0]),
-        )
+def _encode(
+    teacher: TrainedTeacher, split: Split, rows: torch.Tensor, draws: int, seed: int, device: torch.device
+) -> torch.Tensor:
+    label = split.labels(rows) if teacher.conditional else None
+    return encode_draws(
+        teacher.model,
+        split.images(rows).to(device),
+        None if label is None else label.to(device),
+        noise_std=teacher.noise_std,
+        draws=draws,
+        seed=seed,
+        first=int(rows[0]),
+    )
 
 
 def _round_trip(teacher: TrainedTeacher, split: Split, seed: int, device: torch.device) -> float:

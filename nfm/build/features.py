@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from nfm.artifacts import load_tensors, save_tensors
@@ -100,8 +100,9 @@ def load_measure(section: Evaluate, root: Path, features: Path, test: Split, dev
     return Measure(extractor, real, classifier, batch=100)
 
 
-def measure_features(model: Classifier, train: Split, test: Split) -> dict[str, Any]:
+def measure_features(model: nn.Module, train: Split, test: Split) -> dict[str, Any]:
     """Returns the classifier's test accuracy, and the floor of FD: training against test images."""
+    assert isinstance(model, Classifier)
     rows = torch.arange(len(test))
     extractor = classifier_extractor(model)
     real, seen = (extract(extractor, s.raw(torch.arange(len(s)))) for s in (test, train))

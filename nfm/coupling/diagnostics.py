@@ -29,7 +29,7 @@ class NoiseStatistics:
 ROWS = 20_000  # of noise, at most, that are looked at
 
 
-def diagnose(noise: np.ndarray, *, seed: int) -> dict[str, Any]:
+def diagnose(noise: np.ndarray, sigma: float, *, seed: int) -> dict[str, Any]:
     """Compares a teacher's noise with N(0, I) on up to 20,000 of its draws.
 
     Arguments:
@@ -43,7 +43,7 @@ def diagnose(noise: np.ndarray, *, seed: int) -> dict[str, Any]:
         dimensions.
     """
     images = max(2, min(len(noise), ROWS // noise.shape[1]))
-    z = torch.from_numpy(noise[:images].astype(np.float32)).flatten(0, 1).flatten(1)
+    z = torch.from_numpy(noise[:images].astype(np.float32)).flatten(0, 1).flatten(1) / sigma
     image = torch.arange(images).repeat_interleave(noise.shape[1])
     moments = noise_statistics(z)
     return {

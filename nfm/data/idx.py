@@ -66,9 +66,7 @@ def _read_checked(folder: Path, name: str, download: bool) -> Tensor:
     content = _unpack(path)
     tensor = _parse(content, path)
     if hashlib.sha256(content).hexdigest() != MNIST[name]:
-        raise InputError(
-            f"{path} unpacks to something other than MNIST's {name} (SHA-256); {WAY_OUT}"
-        )
+        raise InputError(f"{path} unpacks to something other than MNIST's {name} (SHA-256); {WAY_OUT}")
     return tensor
 
 

@@ -37,8 +37,7 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
     classes = {entry.name: _images_in(entry) for entry in entries if entry.is_dir()}
     if not classes:
         raise InputError(
-            f"{folder} holds no class; expected one sub-folder of images per class, or a single "
-            "one with all images"
+            f"{folder} holds no class; expected one sub-folder of images per class, or a single one with all images"
         )
     return classes
 
@@ -66,9 +65,7 @@ def read_image(path: Path, size: int, channels: int, filter: str) -> Tensor:
             image = ImageOps.exif_transpose(opened)
             image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{path} cannot be read as an image ({error}); replace it or take it out"
-        ) from error
+        raise InputError(f"{path} cannot be read as an image ({error}); replace it or take it out") from error
     if image.mode.startswith(("I", "F")):
         raise InputError(f"{path} has PIL's mode {image.mode}, expected 8 bits a channel")
     if image.has_transparency_data:

@@ -164,9 +164,7 @@ class Split:
         """Returns pixels as uint8, with shape (B, C, H, W), for row numbers with shape (B,)."""
         rows = index.cpu().numpy()
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.count):
-            raise IndexError(
-                f"index runs from {rows.min()} to {rows.max()}, expected 0 to {self.count - 1}"
-            )
+            raise IndexError(f"index runs from {rows.min()} to {rows.max()}, expected 0 to {self.count - 1}")
         if len(self._shards) == 1:
             return torch.from_numpy(self._shards[0][rows])
         pixels = np.empty((len(rows), *self.shape), np.uint8)
@@ -197,18 +195,13 @@ def _check(images: Tensor, labels: Tensor | None, classes: tuple[str, ...]) -> N
         return
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise ValueError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected int64 of shape "
-            f"({len(images)},)"
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected int64 of shape ({len(images)},)"
         )
     if labels.min() < 0 or labels.max() >= len(classes):
-        raise ValueError(
-            f"labels run from {labels.min()} to {labels.max()}, expected 0 to {len(classes) - 1}"
-        )
+        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, expected 0 to {len(classes) - 1}")
 
 
-def _write_shards(
-    folder: Path, images: Tensor, order: Tensor, shard_bytes: int
-) -> list[dict[str, Any]]:
+def _write_shards(folder: Path, images: Tensor, order: Tensor, shard_bytes: int) -> list[dict[str, Any]]:
     per_shard = max(1, shard_bytes // images[0].numel())
     entries = []
     for number, rows in enumerate(order.split(per_shard)):

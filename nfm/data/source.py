@@ -95,9 +95,7 @@ def mnist(path: Path, size: int, download: bool = False) -> Source:
     )
 
 
-def folder(
-    path: Path, size: int, channels: int, filter: str, test_fraction: float, seed: int
-) -> Source:
+def folder(path: Path, size: int, channels: int, filter: str, test_fraction: float, seed: int) -> Source:
     """Reads a folder with one sub-folder of images per class.
 
     Images are cut to their central square and resized; the split is stratified. A single
@@ -117,14 +115,11 @@ def folder(
     """
     if channels not in MODES or filter not in FILTERS:
         raise ValueError(
-            f"channels is {channels} and filter {filter!r}, expected one of {list(MODES)} and one "
-            f"of {list(FILTERS)}"
+            f"channels is {channels} and filter {filter!r}, expected one of {list(MODES)} and one of {list(FILTERS)}"
         )
     files = list_images(path)
     paths = [file for of_class in files.values() for file in of_class]
-    label = torch.arange(len(files)).repeat_interleave(
-        torch.tensor([len(of_class) for of_class in files.values()])
-    )
+    label = torch.arange(len(files)).repeat_interleave(torch.tensor([len(of_class) for of_class in files.values()]))
 
     def read(index: Tensor) -> Examples:
         images = torch.empty(len(index), channels, size, size, dtype=torch.uint8)

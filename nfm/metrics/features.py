@@ -57,9 +57,7 @@ def _convolution(inside: int, outside: int, stride: int = 1) -> list[nn.Module]:
     ]
 
 
-def classifier_loss(
-    model: nn.Module, data: Tensor, label: Tensor, generator: torch.Generator
-) -> Tensor:
+def classifier_loss(model: nn.Module, data: Tensor, label: Tensor, generator: torch.Generator) -> Tensor:
     """Cross entropy, in nats, with labels smoothed by 0.1 on images shifted by up to one pixel.
 
     Both narrow the gap between the features of the images trained on and of those held out, which
@@ -85,9 +83,7 @@ def shift(data: Tensor, reach: int, generator: torch.Generator) -> Tensor:
     """
     count, _, height, wide = data.shape
     padded = functional.pad(data, [reach] * 4, value=-1.0)
-    down, right = torch.randint(
-        2 * reach + 1, (2, count, 1, 1), generator=generator, device=data.device
-    )
+    down, right = torch.randint(2 * reach + 1, (2, count, 1, 1), generator=generator, device=data.device)
     rows = down + torch.arange(height, device=data.device)[:, None]
     columns = right + torch.arange(wide, device=data.device)
     image = torch.arange(count, device=data.device)[:, None, None]

@@ -65,9 +65,7 @@ class ClassifierExtractor(FeatureExtractorBase):
         options: torch-fidelity's other settings, unused.
     """
 
-    def __init__(
-        self, name: str, features_list: Sequence[str], classifier: Classifier, **options: Any
-    ) -> None:
+    def __init__(self, name: str, features_list: Sequence[str], classifier: Classifier, **options: Any) -> None:
         super().__init__(name, features_list)
         self.classifier = classifier
 
@@ -117,8 +115,7 @@ def inception(weights: Path, device: torch.device) -> FeatureExtractorBase:
     published = "weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release v0.2.0"
     if not weights.is_file():
         raise InputError(
-            f"evaluate.inception is {weights}, which does not exist; put {published} there, or "
-            "set it to null"
+            f"evaluate.inception is {weights}, which does not exist; put {published} there, or set it to null"
         )
     found = sha256(weights)
     if not found.startswith(INCEPTION_SHA256):
@@ -191,8 +188,7 @@ def fidelity(
     """
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise ValueError(
-            f"features have shapes {tuple(real.shape)} and {tuple(fake.shape)}, expected (N, F) "
-            "and (M, F)"
+            f"features have shapes {tuple(real.shape)} and {tuple(fake.shape)}, expected (N, F) and (M, F)"
         )
     smaller = min(len(real), len(fake))
     if smaller <= neighbours:

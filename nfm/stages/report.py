@@ -36,9 +36,9 @@ def summarise(root: Path, params: Params) -> dict[str, Any]:
     """Joins the metrics of all seeds and couplings.
 
     Returns:
-        By name: "fd" and the like as {coupling: {nfe: [a value per seed]}}, "curvature" as {coupling: [..]}, "teacher" and
-        "coupling" as means over seeds, None without a teacher, "seconds" as {stage: seconds over all its items}.
-        At an NFE that both solvers measure the figure is Euler's; Heun's at 5 is in "fd_heun_5".
+        By name: "fd" and the like as {coupling: {nfe: [a value per seed]}}, "curvature" as {coupling: [..]},
+        "teacher" and "coupling" as means over seeds, None without a teacher, "seconds" as {stage: seconds over all
+        its items}. At an NFE that both solvers measure the figure is Euler's; Heun's at 5 is in "fd_heun_5".
     """
     measured = {
         name: [read_json(root / "metrics" / "evaluate" / f"{name}-{seed}.json") for seed in params.seeds]

@@ -4,7 +4,7 @@ import os
 import resource
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ def stage_run(
     root: Path,
     params: Params,
     *,
-    sections: dict[str, BaseModel],
+    sections: Mapping[str, BaseModel],
     inputs: Sequence[Path] = (),
     tags: dict[str, Any] | None = None,
 ) -> Iterator[StageRun]:
@@ -81,13 +81,14 @@ def stage_run(
     start = time.monotonic()
     key = _key(address, root, sections, inputs)
     state = PartialState()
-    if state.device.type == "cpu":
+    device = torch.device(state.device or "cpu")
+    if device.type == "cpu":
         # One thread gives the same bits on any machine, and is fastest for small models.
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with open_tracker(address, root) as tracker:
         tracker.tags(_tags(address, root, params, key) | (tags or {}))
         tracker.params({name: section.model_dump(mode="json") for name, section in sections.items()})
-        run = StageRun(address, root, key, tracker, state.device, state.is_main_process)
+        run = StageRun(address, root, key, tracker, device, state.is_main_process)
         yield run
         state.wait_for_everyone()
         if run.main:
@@ -111,7 +112,7 @@ def _record(run: StageRun, seconds: float) -> dict[str, Any]:
     }
 
 
-def _key(address: str, root: Path, sections: dict[str, BaseModel], inputs: Sequence[Path]) -> str:
+def _key(address: str, root: Path, sections: Mapping[str, BaseModel], inputs: Sequence[Path]) -> str:
     sources = sorted(Path(nfm.__file__).parent.rglob("*.py"))
     return digest(
         {

@@ -112,7 +112,8 @@ class Checkpoint:
             self._restore(tensors, header)
             return Tally(**header["tally"])
         except (RuntimeError, KeyError, TypeError) as error:
-            raise InputError(f"{self.path} does not fit the model ({error}); delete it to start afresh") from error
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.path} does not fit the model ({reason}); delete it to start afresh") from error
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}

@@ -117,8 +117,9 @@ class Updater:
         return total
 
     def _piece_loss(self, step: int, piece: slice, rows: Tensor) -> Tensor:
-        generator = generator_for(self._seed, step, piece.start, device=self._accelerator.device)
-        _seed_layers(generator.initial_seed(), generator.device)
+        counters, device = (step, piece.start), self._accelerator.device
+        generator = generator_for(self._seed, *counters, device=device)
+        _seed_layers(generator_for(self._seed, *counters, 1).initial_seed(), device)
         loss = self._loss(self._model, rows[piece], generator)
         if loss.ndim:
             raise ValueError(f"loss has shape {tuple(loss.shape)}, expected a scalar; take the mean")
