@@ -39,14 +39,14 @@ DARK = {INK: "#e4e2dd", MUTED: "#9aa0a8", RULE: "#3a3f46", PAPER: "#15171a"}
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
-    "font.size": 9,
+    "font.size": 10,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 9,
+    "axes.titlesize": 10,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -148,7 +148,7 @@ def fd_curves(
         heun_from: The smallest NFE that Heun sampled; Euler sampled below.
         metric: "FD", or "FID" on Inception's features.
     """
-    with _drawn(path, 5.0, 3.5) as canvas:
+    with _drawn(path, 5.0, 3.9) as canvas:
         _draw_curves(canvas.add_subplot(), fd, floor, teacher, heun_from, metric)
     return Figure(path, _curves_alt(fd, floor, teacher, metric))
 
@@ -221,8 +221,8 @@ def hero(
     """
     shown = [nfe for nfe in columns if all(nfe in images for images in samples.values())]
     cells = [[tile(spread_over(images[nfe], 6), 3) for nfe in shown] for images in samples.values()]
-    with _drawn(path, 13, max(3.2, 0.55 + 0.8 * len(cells)), layout=None) as canvas:
-        left, right = canvas.add_axes((0.075, 0.02, 0.555, 0.9)), canvas.add_axes((0.7, 0.14, 0.29, 0.78))
+    with _drawn(path, 11.5, max(3.2, 0.5 + 0.71 * len(cells)), layout=None) as canvas:
+        left, right = canvas.add_axes((0.08, 0.02, 0.555, 0.9)), canvas.add_axes((0.705, 0.15, 0.29, 0.77))
         _draw_cells(left, cells, [label(name) for name in samples], [f"NFE {nfe}" for nfe in shown])
         for text, shade in zip(left.get_yticklabels(), colours(list(samples)).values(), strict=True):
             text.set(color=shade, fontweight="bold")
@@ -310,7 +310,7 @@ def _draw_curves(
         if value:
             ax.axhline(value, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
             place: Any = {"xytext": (0, 3), "textcoords": "offset points", "ha": "right"}
-            ax.annotate(f"{text} {value:.2f}", (ticks[-1], value), color=MUTED, size=8, **place)
+            ax.annotate(f"{text} {value:.2f}", (ticks[-1], value), color=MUTED, size=9, **place)
     ax.set_xticks(ticks, [str(n) for n in ticks])
     heights = [
         a * 10.0**k for k in range(-3, 5) for a in (1, 2, 3, 5) if min(low) * 0.84 <= a * 10.0**k <= max(high) * 1.12
@@ -320,9 +320,9 @@ def _draw_curves(
     ax.yaxis.set_minor_locator(NullLocator())
     ax.grid(axis="y")
     ax.set_axisbelow(True)
-    solvers = f": Euler below {heun_from}, Heun from there" if heun_from else ""
-    ax.set_xlabel(f"network evaluations per sample (NFE){solvers}")
-    ax.set_ylabel(f"{metric} to the test images, log scale")
+    solvers = f", Heun from {heun_from}" if heun_from else ""
+    ax.set_xlabel(f"network evaluations (NFE){solvers}")
+    ax.set_ylabel(f"{metric} to the test images")
     ax.legend(loc="upper right")
 
 

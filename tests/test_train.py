@@ -330,6 +330,11 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(spoil):
     plain, _ = run(Position(), lambda model, index, generator: model(), a_plan(steps=7, lr=1.0e-2, **STEADY))
     assert_same_bits(states(trained), states(plain))
     assert all(math.isfinite(value) for metrics in curve.values() for value in metrics.values())
+    assert {step for step, metrics in curve.items() if "loss" not in metrics} == {3, 4, 7}
+    # Nor do the three count in a mean over several updates.
+    calls.clear()
+    together, _ = run(Position(), sometimes, a_plan(steps=10, lr=1.0e-2, log_every=10, **STEADY))
+    assert together.loss == pytest.approx(sum(-n * 1.0e-2 for n in range(7)) / 7)
 
 
 @pytest.mark.parametrize("spoil", NOT_FINITE.values(), ids=NOT_FINITE.keys())

@@ -12,7 +12,7 @@ from nfm.build.checks import check_format
 from nfm.config import Evaluate, Features
 from nfm.data.shards import Split
 from nfm.errors import InputError
-from nfm.metrics.features import Classifier
+from nfm.metrics.features import Classifier, accuracy
 from nfm.metrics.fidelity import (
     Fidelity,
     classifier_extractor,
@@ -84,9 +84,7 @@ class Measure:
         """Returns how often the classifier sees the class that was asked for; {} without labels."""
         if label is None:
             return {}
-        device = next(self._classifier.parameters()).device
-        seen = [self._classifier(part.to(device)).argmax(1) for part in images.split(self._batch)]
-        return {"accuracy": (torch.cat(seen) == label).float().mean().item()}
+        return {"accuracy": accuracy(self._classifier, images, label)}
 
 
 def load_measure(section: Evaluate, root: Path, features: Path, test: Split, device: torch.device) -> Measure:

@@ -31,10 +31,7 @@ class LabelEmbedding(nn.Module):
         if label is None:
             return self.table.weight[-1].expand(count, -1)
         if label.shape != (count,):
-            raise ValueError(
-                f"label has shape {tuple(label.shape)}, expected ({count},); "
-                "pass None when unconditional"
-            )
+            raise ValueError(f"label has shape {tuple(label.shape)}, expected ({count},); pass None when unconditional")
         return self.table(label if dropped is None else label.masked_fill(dropped, self.classes))
 
 
@@ -53,9 +50,7 @@ class TimeEmbedding(nn.Module):
         # From one radian per unit of time to a thousand: times are told apart to about 1e-3.
         spaced = torch.exp(torch.linspace(0.0, math.log(1000.0), frequencies))
         self.register_buffer("frequencies", spaced, persistent=False)
-        self.net = nn.Sequential(
-            nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width)
-        )
+        self.net = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         """Embeds times, with shape (B,), to shape (B, width)."""

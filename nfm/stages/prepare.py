@@ -21,6 +21,7 @@ def prepare(root: Path, params: Params) -> None:
                     dataset=source.name,
                     classes=source.classes,
                     seed=params.data.seed,
+                    notes=source.notes,
                 )
         metrics = {"train": len(source.train[0]), "test": len(source.test[0])}
         run.write_metrics("prepare", metrics | {"classes": len(source.classes)})

@@ -4,10 +4,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nfm.artifacts import load_tensors, read_json, write_json
 from nfm.config import Params
+from nfm.report.assemble import write_report
+from nfm.report.csv import write_csvs
+from nfm.report.headline import headline
 from nfm.stages.run import stage_run
 from nfm.tracker import record_of
 
@@ -17,18 +21,17 @@ BY_NFE = ("fd", "kid", "precision", "recall", "accuracy")
 
 def report(root: Path, params: Params) -> None:
     """Writes results/summary.json, results/*.csv and report/index.html; prints the headline."""
-    from nfm.report import headline, write_csvs, write_report
-
-    sections = {"evaluate": params.evaluate}
-    with stage_run("report", root, params, sections=sections) as run:
-        summary = summarise(root, params)
+    with stage_run("report", root, params, sections={"evaluate": params.evaluate}) as run:
         if not run.main:
             return
+        summary = summarise(root, params)
         write_json(root / "results" / "summary.json", summary)
         write_csvs(summary, root / "results")
-        write_report(summary, load_samples(root, params), load_diagnostics(root, params), root / "report")
+        samples, projected = load_samples(root, params)
+        write_report(summary, root / "report", samples=samples, projected=projected, moments=load_moments(root, params))
         run.tracker.artifact(root / "results" / "summary.json", "summary.json")
         run.tracker.artifact(root / "report" / "index.html", "report.html")
+        run.tracker.image(root / "report" / "fd.png", "fd.png")
         print(headline(summary))
 
 
@@ -37,8 +40,8 @@ def summarise(root: Path, params: Params) -> dict[str, Any]:
 
     Returns:
         By name: "fd" and the like as {coupling: {nfe: [a value per seed]}}, "curvature" as {coupling: [..]},
-        "teacher" and "coupling" as means over seeds, None without a teacher, "seconds" as {stage: seconds over all
-        its items}. At an NFE that both solvers measure the figure is Euler's; Heun's at 5 is in "fd_heun_5".
+        "teacher" and "coupling" as means over seeds, None without a teacher, "seconds" as {stage: seconds}. At an NFE
+        that both solvers measure the figure is Euler's; Heun's at 5 is in "fd_heun_5".
     """
     measured = {
         name: [read_json(root / "metrics" / "evaluate" / f"{name}-{seed}.json") for seed in params.seeds]
@@ -58,6 +61,7 @@ def summarise(root: Path, params: Params) -> dict[str, Any]:
         "teacher": _teacher(root, params),
         "coupling": _coupling(root, params),
         "seconds": _seconds(root, params),
+        "settings": params.evaluate.model_dump(include={"grid", "guidance", "curvature_steps"}),
         "floor": features["floor"],
         "test_accuracy": features["accuracy"],
     }
@@ -68,20 +72,29 @@ def summarise(root: Path, params: Params) -> dict[str, Any]:
     return summary
 
 
-def load_samples(root: Path, params: Params) -> dict[str, dict[str, Tensor]]:
-    """Reads the samples and paths kept of the first seed, by coupling; "samples of teacher" too."""
-    seed, folder = params.seeds[0], root / "artifacts" / "evaluate"
-    kept = {name: load_tensors(folder / f"{name}-{seed}" / "samples.safetensors")[0] for name in params.couplings}
-    if TEACHER in params.couplings:
-        kept["samples of teacher"] = load_tensors(folder / f"samples-of-teacher-{seed}" / "samples.safetensors")[0]
-    return kept
+def load_samples(root: Path, params: Params) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Reads what was kept of the first seed's students.
+
+    Returns:
+        Samples by coupling and setting ("euler-5"), and paths in a plane by coupling.
+    """
+    samples, projected = {}, {}
+    for name in params.couplings:
+        folder = root / "artifacts" / "evaluate" / f"{name}-{params.seeds[0]}"
+        tensors, _ = load_tensors(folder / "samples.safetensors")
+        projected[name] = tensors.pop("paths")
+        samples[name] = {key.removeprefix("samples-"): value for key, value in tensors.items()}
+    return samples, projected
 
 
-def load_diagnostics(root: Path, params: Params) -> dict[str, Any] | None:
-    """Reads the first seed's figures of the teacher's noise, None without a teacher."""
+def load_moments(root: Path, params: Params) -> tuple[Tensor, Tensor] | None:
+    """Reads mean and variance of the first seed's noise, with an image's shape; None without a teacher."""
     if TEACHER not in params.couplings:
         return None
-    return read_json(root / "metrics" / "couple" / f"{TEACHER}-{params.seeds[0]}.json")
+    shape = read_json(root / "artifacts" / "data" / "test" / "manifest.json")["shape"]
+    figures = read_json(root / "metrics" / "couple" / f"{TEACHER}-{params.seeds[0]}.json")
+    mean, variance = (torch.tensor(figures[name]).reshape(shape) for name in ("mean", "variance"))
+    return mean, variance
 
 
 def _by_nfe(runs: list[dict[str, Any]], metric: str) -> dict[str, list[float]]:
@@ -109,22 +122,12 @@ def _coupling(root: Path, params: Params) -> dict[str, Any] | None:
 
 
 def _seconds(root: Path, params: Params) -> dict[str, float]:
-    """Returns the seconds of each kind of stage and of each coupling's students, over all seeds."""
+    """Returns the seconds of each stage behind the summary, by its name in dvc.yaml."""
     items = [f"{name}-{seed}" for name in params.couplings for seed in params.seeds]
-    made = [item for item in items if not item.startswith(f"{TEACHER}-")]
-    addresses = {
-        "prepare": ["prepare"],
-        "features": ["features"],
-        "couple": [f"couple@{item}" for item in made],
-        "student": [f"student@{item}" for item in items],
-        "evaluate": [f"evaluate@{item}" for item in items],
-    }
+    names = ["prepare", "features"]
     if TEACHER in params.couplings:
-        addresses["teacher"] = [f"teacher@{seed}" for seed in params.seeds]
-        addresses["couple-teacher"] = [f"couple-teacher@{seed}" for seed in params.seeds]
-        addresses["evaluate-teacher"] = [f"evaluate-teacher@{seed}" for seed in params.seeds]
-    return {
-        stage: round(sum(record_of(root, name).get("seconds", 0.0) for name in names), 2)
-        for stage, names in addresses.items()
-        if names
-    }
+        for stage in ("teacher", "evaluate-teacher", "couple-teacher"):
+            names += [f"{stage}@{seed}" for seed in params.seeds]
+    names += [f"couple@{item}" for item in items if not item.startswith(f"{TEACHER}-")]
+    names += [f"{stage}@{item}" for stage in ("student", "evaluate") for item in items]
+    return {name: record_of(root, name).get("seconds", 0.0) for name in names}

@@ -39,9 +39,7 @@ def student_loss(
     Returns:
         The mean over batch and dimensions, a scalar.
     """
-    t = logit_normal(
-        len(data), generator, mean=time_mean, std=time_std, device=data.device, dtype=data.dtype
-    )
+    t = logit_normal(len(data), generator, mean=time_mean, std=time_std, device=data.device, dtype=data.dtype)
     x_t, v_t = interpolate(data, noise, t)
     prediction = model(x_t, t, label, drop(label, label_drop, generator))
     return (prediction - v_t).square().mean()

@@ -56,9 +56,7 @@ class SiT(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
-    def forward(
-        self, x: Tensor, t: Tensor, label: Tensor | None = None, dropped: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, dropped: Tensor | None = None) -> Tensor:
         """Evaluates the velocity field.
 
         Arguments:
@@ -77,9 +75,7 @@ class SiT(nn.Module):
         shift, scale = parts[-2:]
         return unpatchify(self.head(modulate(h, shift, scale)), self.shape, self.patch)
 
-    def _modulation(
-        self, count: int, t: Tensor, label: Tensor | None, dropped: Tensor | None
-    ) -> tuple[Tensor, ...]:
+    def _modulation(self, count: int, t: Tensor, label: Tensor | None, dropped: Tensor | None) -> tuple[Tensor, ...]:
         """Returns six modulations a layer and two of the last norm, with shape (B, 1, width)."""
         condition = self.time(t)
         if self.label is not None:

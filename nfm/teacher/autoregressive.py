@@ -33,14 +33,11 @@ class AutoregressiveBlock(Bijection):
         classes: Number of classes, or None when unconditional.
     """
 
-    def __init__(
-        self, tokens: int, size: int, layers: int, width: int, head_size: int, classes: int | None
-    ) -> None:
+    def __init__(self, tokens: int, size: int, layers: int, width: int, head_size: int, classes: int | None) -> None:
         super().__init__()
         if tokens < 2:
             raise ValueError(
-                f"tokens is {tokens}, expected 2 or more, since token 0 passes unchanged; "
-                "take a smaller patch"
+                f"tokens is {tokens}, expected 2 or more, since token 0 passes unchanged; take a smaller patch"
             )
         self.project = nn.Linear(size, width)
         self.position = nn.Parameter(torch.randn(tokens - 1, width) * 0.02)
@@ -51,9 +48,7 @@ class AutoregressiveBlock(Bijection):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def encode(
-        self, x: Tensor, label: Tensor | None = None, dropped: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, label: Tensor | None = None, dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Maps tokens, with shape (B, T, D), to tokens, all at once; see `Bijection.encode`."""
         h = self._enter(x[:, :-1], self.position, self._condition(len(x), label, dropped))
         for layer in self.layers:

@@ -15,9 +15,7 @@ class Bijection(nn.Module, ABC):
     """
 
     @abstractmethod
-    def encode(
-        self, x: Tensor, label: Tensor | None = None, dropped: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, label: Tensor | None = None, dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Maps data to noise.
 
         Arguments:
@@ -31,20 +29,14 @@ class Bijection(nn.Module, ABC):
         """
 
     @abstractmethod
-    def decode(
-        self, z: Tensor, label: Tensor | None = None, dropped: Tensor | None = None
-    ) -> Tensor:
+    def decode(self, z: Tensor, label: Tensor | None = None, dropped: Tensor | None = None) -> Tensor:
         """Maps noise to data, both with shape (B, *event); labels as in `encode`."""
 
-    def forward(
-        self, x: Tensor, label: Tensor | None = None, dropped: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, label: Tensor | None = None, dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Encodes, so that wrappers which hook the call see it."""
         return self.encode(x, label, dropped)
 
-    def log_prob(
-        self, x: Tensor, label: Tensor | None = None, dropped: Tensor | None = None
-    ) -> Tensor:
+    def log_prob(self, x: Tensor, label: Tensor | None = None, dropped: Tensor | None = None) -> Tensor:
         r"""Evaluates the log-density of data whose noise is N(0, I).
 
         .. math:: \log p(x) = \log N(f(x); 0, I) + \log |\det \partial f / \partial x|
@@ -77,13 +69,9 @@ class Affine(Bijection):
         self.register_buffer("shift", shift)
         self.register_buffer("log_scale", log_scale)
 
-    def encode(
-        self, x: Tensor, label: Tensor | None = None, dropped: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, label: Tensor | None = None, dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
         z = (x - self.shift) * torch.exp(-self.log_scale)
         return z, -self.log_scale.expand_as(x).flatten(1).sum(1)
 
-    def decode(
-        self, z: Tensor, label: Tensor | None = None, dropped: Tensor | None = None
-    ) -> Tensor:
+    def decode(self, z: Tensor, label: Tensor | None = None, dropped: Tensor | None = None) -> Tensor:
         return z * torch.exp(self.log_scale) + self.shift

@@ -8,9 +8,7 @@ from nfm.teacher.tarflow import TarFlow
 
 
 @torch.no_grad()
-def sample_teacher(
-    model: TarFlow, z: Tensor, label: Tensor | None = None, *, guidance: float = 0.0
-) -> Tensor:
+def sample_teacher(model: TarFlow, z: Tensor, label: Tensor | None = None, *, guidance: float = 0.0) -> Tensor:
     """Decodes noise to images, which are distributed as data plus the training noise.
 
     Arguments:

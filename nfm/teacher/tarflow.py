@@ -41,13 +41,10 @@ class TarFlow(Bijection):
         self.shape, self.patch, self.classes = shape, patch, classes
         tokens, size = token_shape(shape, patch)
         self.blocks = nn.ModuleList(
-            AutoregressiveBlock(tokens, size, layers, width, head_size, classes)
-            for _ in range(blocks)
+            AutoregressiveBlock(tokens, size, layers, width, head_size, classes) for _ in range(blocks)
         )
 
-    def encode(
-        self, x: Tensor, label: Tensor | None = None, dropped: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, label: Tensor | None = None, dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Maps images, with shape (B, C, H, W), to noise of that shape; see `Bijection.encode`."""
         y, log_det = patchify(x, self.patch), x.new_zeros(len(x))
         for k, block in enumerate(self.blocks):

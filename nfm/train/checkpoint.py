@@ -1,6 +1,5 @@
 """The state of an unfinished training in one file, replaced as a whole and free of pickle."""
 
-import math
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,9 +23,9 @@ class Tally:
         step: Updates behind it, the skipped ones among them.
         skipped: Updates skipped because loss or gradient was not finite.
         in_a_row: Those since the last update that was not skipped.
-        loss_sum: Sum of the finite losses since the last report.
+        loss_sum: Sum of the losses since the last report, without those of skipped updates.
         loss_count: Their number.
-        loss: Mean loss of the last report; None before the first.
+        loss: Mean loss of the last report that had one; None before the first.
         seconds: Time spent, that of killed predecessors up to their last checkpoint included.
     """
 
@@ -40,20 +39,23 @@ class Tally:
 
     def after(self, loss: float, applied: bool) -> "Tally":
         """Returns the tally one update later."""
-        finite = math.isfinite(loss)
         return replace(
             self,
             step=self.step + 1,
             skipped=self.skipped + (not applied),
             in_a_row=0 if applied else self.in_a_row + 1,
-            loss_sum=self.loss_sum + (loss if finite else 0.0),
-            loss_count=self.loss_count + finite,
+            loss_sum=self.loss_sum + (loss if applied else 0.0),
+            loss_count=self.loss_count + applied,
         )
 
+    def mean(self) -> float | None:
+        """Returns the mean loss since the last report; None if every update was skipped."""
+        return self.loss_sum / self.loss_count if self.loss_count else None
+
     def reported(self) -> "Tally":
-        """Returns the tally with the mean loss taken and the sums set back."""
-        loss = self.loss_sum / self.loss_count if self.loss_count else self.loss
-        return replace(self, loss=loss, loss_sum=0.0, loss_count=0)
+        """Returns the tally with that mean taken and the sums set back."""
+        mean = self.mean()
+        return replace(self, loss=self.loss if mean is None else mean, loss_sum=0.0, loss_count=0)
 
 
 @dataclass(frozen=True)

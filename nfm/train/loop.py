@@ -121,11 +121,12 @@ class _Watch:
     def report(self, tally: Tally, outcome: Outcome) -> None:
         (step, since), now = self._last, time.monotonic()
         self._last = (tally.step, now)
-        self._display.line(tally.step, tally.loss)
+        mean = tally.mean()
+        self._display.line(tally.step, mean)
         if self._report is None:
             return
         metrics = {
-            "loss": math.nan if tally.loss is None else tally.loss,
+            "loss": math.nan if mean is None else mean,
             "grad_norm": outcome.grad_norm,
             "lr": outcome.lr,
             "skipped": float(tally.skipped),
@@ -156,8 +157,8 @@ def _run(
             raise _diverged(name, tally, outcome)
         watch.update(tally, outcome)
         if _is_due(plan.log_every, tally.step, plan.steps):
-            tally = tally.reported()
             watch.report(tally, outcome)
+            tally = tally.reported()
         if saved is not None and _is_due(plan.checkpoint_every, tally.step, plan.steps):
             saved.save(replace(tally, seconds=watch.seconds()))
     return tally

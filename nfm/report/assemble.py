@@ -1,0 +1,61 @@
+"""The report's folder: figures, then the page that holds them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nfm.figures import Figure, coupling_diagnostics, fd_curves, hero, paths
+from nfm.report.headline import metric
+from nfm.report.html import render
+from nfm.report.pictures import samples_by_nfe
+
+
+def write_report(
+    summary: Mapping[str, Any],
+    folder: Path,
+    *,
+    samples: Mapping[str, Mapping[str, Tensor]],
+    projected: Mapping[str, Tensor],
+    moments: tuple[Tensor, Tensor] | None,
+) -> dict[str, Figure]:
+    """Writes index.html, which needs no other file, and the figures by themselves.
+
+    Arguments:
+        summary: What results/summary.json holds. An optional entry "settings" may name "grid",
+            "guidance" and "curvature_steps"; by default "t2", 1 and 128.
+        folder: Where to write.
+        samples: Pixels as uint8, with shape (K, C, H, W), by coupling and by solver and NFE
+            ("euler-5"), of one seed, from the same noise and labels.
+        projected: Paths in a plane by coupling, with shape (S + 1, B, 2).
+        moments: Mean and variance of the teacher's noise, both with shape (C, H, W), or None.
+
+    Returns:
+        The figures by name: "fd", "fd.png", and of "hero", "paths" and "noise" those that were given data.
+    """
+    by_nfe = {name: samples_by_nfe(settings) for name, settings in samples.items() if settings}
+    heun_from = _heun_from(summary, samples)
+    floor, teacher, name = summary.get("floor"), summary.get("teacher"), metric(summary)
+    lines: dict[str, Any] = {"floor": floor, "heun_from": heun_from, "metric": name}
+    lines["teacher"] = teacher["fd_denoised"] if teacher else None
+    figures = {
+        "fd": fd_curves(summary["fd"], folder / "fd.svg", **lines),
+        "fd.png": fd_curves(summary["fd"], folder / "fd.png", **lines),
+    }
+    if by_nfe:
+        figures["hero"] = hero(by_nfe, summary["fd"], folder / "hero.png", floor=floor, metric=name)
+    if projected:
+        figures["paths"] = paths(projected, folder / "paths.svg")
+    if moments is not None:
+        figures["noise"] = coupling_diagnostics(*moments, folder / "noise.svg")
+    render(summary, folder / "index.html", samples=by_nfe, figures=figures, heun_from=heun_from)
+    return figures
+
+
+def _heun_from(summary: Mapping[str, Any], samples: Mapping[str, Mapping[str, Tensor]]) -> int | None:
+    """Returns the smallest NFE that Heun alone sampled, by the samples' names, else above 5."""
+    nfes = {int(nfe) for values in summary["fd"].values() for nfe in values}
+    names = {name for settings in samples.values() for name in settings}
+    euler = {n for n in nfes if f"euler-{n}" in names} if names else {n for n in nfes if n <= 5}
+    return min(nfes - euler, default=None)

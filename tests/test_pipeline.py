@@ -1,0 +1,255 @@
+"""The project's own graph, end to end on tiny settings: flow, DVC, remote, and what reruns what."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nfm.config import read_mapping, with_overrides
+
+ROOT = Path(__file__).parents[1]
+TRAIN = {"steps": 2, "batch": 16, "warmup": 1}
+TINY = {
+    **{
+        f"{section}.train.{key}": value
+        for section in ("features", "teacher", "student")
+        for key, value in TRAIN.items()
+    },
+    "features.width": 8,
+    "teacher.blocks": 2,
+    "teacher.width": 32,
+    "student.width": 32,
+    "student.depth": 1,
+    "coupling.semidiscrete-ot.steps": 20,
+    "coupling.teacher.draws": 2,
+    "evaluate.samples": 20,
+    "evaluate.euler": [1, 5],
+    "evaluate.heun": [5],
+    "evaluate.curvature_steps": 4,
+}
+
+
+def environment(**more):
+    """The machine's environment without this session's MLflow, one thread, and programs of this interpreter."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_", "NFM_"))}
+    path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
+    return {**kept, "PATH": path, "NFM_TRACKER": "jsonl", **more}
+
+
+def run(folder, *command, check=True, **more):
+    result = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def git(folder, *command):
+    subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
+
+
+def commit(folder):
+    git(folder, "add", "--all")
+    git(folder, "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "--quiet", "--message", "state")
+
+
+def statuses(folder):
+    """The stages that DVC would run, by name."""
+    answer = json.loads(run(folder, "dvc", "status", "--json").stdout)
+    return set(answer)
+
+
+def kinds(names):
+    return {name.partition("@")[0] for name in names}
+
+
+def executed(log):
+    """The stages that a flow or `dvc repro` has executed."""
+    return {line.split("'")[1] for line in log.splitlines() if "Running stage '" in line}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A checkout of this project with tiny params, whose flow has run once; its home is kept for Prefect."""
+    base = tmp_path_factory.mktemp("pipeline")
+    folder, home = base / "project", base / "prefect"
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in names:
+        if (ROOT / name).is_file() and not name.startswith(("results/", "tests/")) and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    params = with_overrides(read_mapping(ROOT / "params.yaml"), TINY)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    git(folder, "init", "--quiet")
+    commit(folder)
+    first = run(folder, "flows.pipeline", PREFECT_HOME=str(home), NFM_TRACKER="mlflow")
+    commit(folder)
+    return folder, home, first.stdout + first.stderr
+
+
+def test_the_first_flow_run_executes_every_stage_of_the_graph(project):
+    folder, _, log = project
+    listed = run(folder, "dvc", "stage", "list", "--name-only").stdout.split()
+    assert executed(log) == set(listed)
+    assert len(listed) == 17
+
+
+def test_the_summary_has_the_documented_shape(project):
+    summary = json.loads((project[0] / "results" / "summary.json").read_text())
+    couplings = {"independent", "minibatch-ot", "semidiscrete-ot", "teacher"}
+    assert summary["dataset"] == "digits"
+    assert summary["samples"] == 20
+    for name in ("fd", "accuracy"):
+        assert set(summary[name]) == couplings
+        assert all(set(by_nfe) == {"1", "5"} for by_nfe in summary[name].values())
+        assert all(len(v) == 1 for by_nfe in summary[name].values() for v in by_nfe.values())
+    assert set(summary["curvature"]) == couplings
+    assert set(summary["teacher"]) == {"bits_per_dim", "fd_raw", "fd_denoised", "seconds_per_image"}
+    assert set(summary["coupling"]) == {"c2st", "eigenvalues", "round_trip", "sigma"}
+    assert summary["coupling"]["round_trip"] < 1e-3
+    assert all(seconds > 0 for seconds in summary["seconds"].values())
+    # At NFE 5 both solvers measure: the table has Euler's.
+    measured = json.loads((project[0] / "metrics" / "evaluate" / "teacher-0.json").read_text())
+    assert summary["fd"]["teacher"]["5"] == [measured["fd"]["euler-5"]]
+    assert summary["fd_heun_5"]["teacher"] == [measured["fd"]["heun-5"]]
+
+
+def test_afterwards_the_flow_finds_all_cached_and_dvc_has_nothing_to_do(project):
+    folder, home, _ = project
+    assert statuses(folder) == set()
+    again = run(folder, "flows.pipeline", PREFECT_HOME=str(home))
+    log = again.stdout + again.stderr
+    assert executed(log) == set()
+    assert log.count("Cached") >= 17
+    repro = run(folder, "dvc", "repro").stdout
+    assert executed(repro) == set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "stale"),
+    [
+        ({"evaluate.samples": 21}, {"evaluate", "evaluate-teacher", "report"}),
+        ({"student.width": 64}, {"student"}),
+        ({"teacher.blocks": 3}, {"teacher"}),
+        ({"coupling.teacher.draws": 3}, {"couple-teacher"}),
+        ({"coupling.minibatch-ot.across_classes": True}, {"couple"}),
+        ({"features.width": 16}, {"features"}),
+        ({"data.seed": 1}, {"prepare"}),
+        ({"run.log_every": 1, "run.checkpoint_every": 1, "run.sample_batch": 7}, set()),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
+)
+def test_a_changed_param_makes_stale_what_reads_it_and_no_more(project, changes, stale):
+    folder = project[0]
+    path = folder / "params.yaml"
+    before = path.read_text()
+    try:
+        path.write_text(yaml.safe_dump(with_overrides(yaml.safe_load(before), changes), sort_keys=False))
+        assert kinds(statuses(folder)) == stale
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("file", "stale"),
+    [
+        ("flows/pipeline.py", set()),
+        ("nfm/config.py", set()),
+        ("nfm/tracking.py", set()),
+        ("nfm/teacher/tarflow.py", {"teacher", "couple-teacher", "evaluate-teacher"}),
+        ("nfm/student/loss.py", {"student", "evaluate"}),
+        ("nfm/metrics/fidelity.py", {"features", "evaluate", "evaluate-teacher"}),
+        ("nfm/figures.py", {"report"}),
+    ],
+)
+def test_a_comment_in_the_code_makes_stale_the_stages_that_list_it(project, file, stale):
+    path = project[0] / file
+    before = path.read_text()
+    try:
+        path.write_text(before + "\n# a comment\n")
+        assert kinds(statuses(project[0])) == stale
+    finally:
+        path.write_text(before)
+
+
+def test_overrides_run_in_a_workspace_and_execute_only_what_they_change(project):
+    folder, home, _ = project
+    before = (folder / "params.yaml").read_text()
+    answer = run(folder, "flows.pipeline", "--set", "evaluate.samples=24", PREFECT_HOME=str(home))
+    assert kinds(executed(answer.stdout + answer.stderr)) == {"evaluate", "evaluate-teacher", "report"}
+    (workspace,) = (path for path in (folder / ".workspaces").iterdir() if path.is_dir())
+    assert json.loads((workspace / "results" / "summary.json").read_text())["samples"] == 24
+    assert json.loads((folder / "results" / "summary.json").read_text())["samples"] == 20
+    assert (folder / "params.yaml").read_text() == before
+
+
+def test_a_bad_override_is_one_sentence_before_anything_runs(project):
+    folder, home, _ = project
+    answer = run(folder, "flows.pipeline", "--set", "student.widht=3", check=False, PREFECT_HOME=str(home))
+    assert answer.returncode == 2
+    assert answer.stderr.strip().count("\n") == 0
+    assert "did you mean 'width'" in answer.stderr
+
+
+def test_a_stage_that_refuses_its_params_fails_the_flow_with_its_sentence(project):
+    folder, home, _ = project
+    answer = run(folder, "flows.pipeline", "--set", "student.patch=[3, 8]", check=False, PREFECT_HOME=str(home))
+    assert answer.returncode == 1
+    assert "student.patch is [3, 8]" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_every_executed_stage_is_an_mlflow_run_below_one_parent(project):
+    import mlflow
+
+    folder = project[0]
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("nfm")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = {run.data.tags["dvc.stage"]: run for run in runs if "mlflow.parentRunId" in run.data.tags}
+    assert len(parents) == 1
+    assert len(children) == 17
+    assert all(run.info.status == "FINISHED" for run in runs)
+    student = children["student@teacher-0"]
+    assert student.data.tags["coupling"] == "teacher"
+    assert student.data.params["student.train.steps"] == "2"
+    record = json.loads((folder / "artifacts" / "runs" / "student@teacher-0.json").read_text())
+    assert record["run_id"] == student.info.run_id
+    # The curve: FD with the NFE as its step.
+    history = client.get_metric_history(children["evaluate@teacher-0"].info.run_id, "fd")
+    assert [point.step for point in history] == [1, 5]
+
+
+def test_a_cold_clone_restores_everything_from_s3_and_trains_nothing(project, s3, tmp_path):
+    folder, home, _ = project
+    keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
+    run(folder, "dvc", "remote", "add", "--default", "store", f"s3://{s3.bucket}/nfm")
+    run(folder, "dvc", "remote", "modify", "store", "endpointurl", s3.endpoint)
+    run(folder, "dvc", "push", "--run-cache", **keys)
+    commit(folder)
+    for name, command in {"dvc": ["dvc", "repro", "--pull"], "flow": ["flows.pipeline"]}.items():
+        clone = tmp_path / name
+        git(tmp_path, "clone", "--quiet", str(folder), str(clone))
+        answer = run(clone, *command, PREFECT_HOME=str(home), **keys)
+        assert executed(answer.stdout + answer.stderr) <= {"report"}
+        assert statuses(clone) == set()
+        original = (folder / "artifacts" / "student" / "teacher-0" / "student.safetensors").read_bytes()
+        assert (clone / "artifacts" / "student" / "teacher-0" / "student.safetensors").read_bytes() == original
