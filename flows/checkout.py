@@ -81,7 +81,7 @@ class Checkout:
             InputError: There is no stage of a name, or dvc.yaml cannot be read.
         """
         with self._dvc() as repo:
-            stages = {stage.addressing: stage for stage in repo.index.stages}
+            stages = _stages(repo)
             upstream = {n: _upstream(stage, repo.index.outs_trie) for n, stage in stages.items()}
             order = _in_order(_closure(_matching(asked, stages), upstream), upstream)
             self._current = {name for name in order if _is_clean(stages[name])}
@@ -101,7 +101,7 @@ class Checkout:
             if name in self._current:
                 return True
             with self._dvc() as repo:
-                return not repo.status(targets=[name])
+                return not _stages(repo)[name].status()
 
     def forget(self, name: str) -> None:
         """Notes that a stage has run, so that nothing is known of it and what is downstream."""
@@ -119,7 +119,7 @@ class Checkout:
             The outputs' files that are missing or damaged, relative to the root.
         """
         with self._dvc() as repo:
-            copies = [c for out in repo.stage.collect(name)[0].outs for c in _copies(out)]
+            copies = [c for out in _stages(repo)[name].outs for c in _copies(out)]
         wrong = set()
         for path, copy, md5 in copies:
             if not _is_intact(copy, md5):
@@ -144,6 +144,16 @@ class Checkout:
                 raise InputError(f"dvc: {' '.join(str(error).split())}") from error
 
 
+def _stages(repo: Any) -> dict[str, Any]:
+    return {_address(stage): stage for stage in repo.index.stages}
+
+
+def _address(stage: Any) -> str:
+    """Returns a stage's name as seen from the root; DVC's own is relative to the working folder."""
+    name, file = getattr(stage, "name", None), stage.path_in_repo
+    return ":".join(part for part in (file if file != "dvc.yaml" else None, name) if part)
+
+
 def _is_clean(stage: Any) -> bool:
     """Returns whether a stage is up to date; not known, hence False, while another process has it.
 
@@ -166,10 +176,10 @@ def _upstream(stage: Any, outputs: Any) -> set[str]:
     found = set()
     for dependency in stage.deps:
         key = dependency.fs.parts(dependency.fs_path)
-        found |= {prefix.value.stage.addressing for prefix in outputs.prefixes(key)}
+        found |= {prefix.value.stage for prefix in outputs.prefixes(key)}
         if outputs.has_subtrie(key):
-            found |= {output.stage.addressing for output in outputs.values(prefix=key)}
-    return found
+            found |= {output.stage for output in outputs.values(prefix=key)}
+    return {_address(stage) for stage in found}
 
 
 def _matching(asked: Sequence[str], known: dict[str, Any]) -> set[str]:

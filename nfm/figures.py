@@ -30,12 +30,15 @@ LABELS = {
     "teacher": "NFM",
 }
 # The baseline is grey, optimal transport blue, the teacher's coupling the one warm colour. Lightness differs too.
-COLOURS = {"independent": "#737373", "minibatch-ot": "#3d9bd9", "semidiscrete-ot": "#00569b", "teacher": "#d55e00"}
+COLOURS = {"independent": "#737373", "minibatch-ot": "#2b8cc9", "semidiscrete-ot": "#00569b", "teacher": "#d55e00"}
 SPARE = ("#009e73", "#b8559b", "#a07800", "#5b4bb0")
 MARKERS = {"independent": "o", "minibatch-ot": "^", "semidiscrete-ot": "s", "teacher": "D"}
 
 INK, MUTED, RULE, PAPER = "#1f2328", "#6a7078", "#d9dce0", "#fffffe"
-DARK = {INK: "#e4e2dd", MUTED: "#9aa0a8", RULE: "#3a3f46", PAPER: "#15171a"}
+DARK = {  # what a colour turns into on a dark screen
+    **{INK: "#e4e2dd", MUTED: "#9aa0a8", RULE: "#3a3f46", PAPER: "#15171a"},
+    **{"#737373": "#9c9c9c", "#2b8cc9": "#79c3ee", "#00569b": "#3b86cf", "#d55e00": "#f07d2e"},
+}
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
@@ -82,7 +85,7 @@ def colours(couplings: Sequence[str]) -> dict[str, str]:
 
 
 def tile(images: Tensor, columns: int, *, size: int = 32, gap: int = 2) -> np.ndarray:
-    """Lays images side by side, each pixel enlarged to a whole number of pixels, on white.
+    """Lays images side by side, each pixel enlarged to a whole number of pixels, on a clear ground.
 
     Arguments:
         images: Pixels as uint8, with shape (K, C, H, W), C = 1 or 3.
@@ -91,7 +94,7 @@ def tile(images: Tensor, columns: int, *, size: int = 32, gap: int = 2) -> np.nd
         gap: Pixels between images.
 
     Returns:
-        Pixels as uint8, with shape (height, width, 3).
+        Red, green, blue and opacity as uint8, with shape (height, width, 4).
     """
     images = torch.as_tensor(images)
     if images.dtype != torch.uint8 or images.ndim != 4:
@@ -99,10 +102,11 @@ def tile(images: Tensor, columns: int, *, size: int = 32, gap: int = 2) -> np.nd
     zoom = ceil(size / images.shape[2])
     pixels = images.expand(-1, 3, -1, -1).movedim(1, 3).numpy().repeat(zoom, 1).repeat(zoom, 2)
     (height, width), rows = pixels.shape[1:3], ceil(len(pixels) / columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    sheet = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, 4), np.uint8)
     for i, image in enumerate(pixels):
         y, x = i // columns * (height + gap), i % columns * (width + gap)
-        sheet[y : y + height, x : x + width] = image
+        sheet[y : y + height, x : x + width, :3] = image
+        sheet[y : y + height, x : x + width, 3] = 255
     return sheet
 
 
@@ -254,7 +258,7 @@ def _drawn(path: Path, width: float, height: float, layout: Any = "constrained")
 
 
 def _with_dark_scheme(svg: str) -> str:
-    """Adds what the neutral colours turn into on a dark screen."""
+    """Adds what the colours turn into on a dark screen."""
     rules = "".join(
         f'[style*="{kind}: {light}"]{{{kind}:{dark} !important}}'
         for light, dark in DARK.items()
@@ -349,6 +353,7 @@ def _draw_map(ax: "Axes", values: Tensor, ideal: float) -> None:
 def _draw_histogram(ax: "Axes", values: Tensor, ideal: float) -> None:
     ax.hist(values.flatten().numpy(), bins=16, color=COLOURS["teacher"])
     ax.axvline(ideal, color=INK, lw=1.2, ls=(0, (4, 3)))
+    ax.locator_params(axis="y", integer=True, nbins=4)
 
 
 def _means(values: Mapping[str, Sequence[float]]) -> list[float]:

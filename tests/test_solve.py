@@ -149,8 +149,9 @@ def test_noise_of_a_sample_depends_on_seed_and_number_alone():
 @pytest.mark.parametrize("name", SOLVERS)
 def test_samples_do_not_depend_on_the_batch_and_keep_their_labels(name, batch):
     noise, label = initial_noise(7, (2,), seed=0).double(), torch.arange(7)
-    # An adaptive method's steps depend on the batch, so that its tolerance is all that holds.
-    solver, atol = (Dopri5(1e-9, 1e-9), 1e-7) if name == "dopri5" else (FIXED[name], 1e-14)
+    # An adaptive method's steps depend on the batch; its end is interpolated, so that errors are
+    # some thousand tolerances. Labels in the wrong rows would differ by 1.
+    solver, atol = (Dopri5(1e-9, 1e-9), 1e-5) if name == "dopri5" else (FIXED[name], 1e-14)
 
     def velocity_for(label):
         return lambda x, t: x * t[:, None] + label[:, None]

@@ -32,6 +32,7 @@ from nfm.errors import InputError
 from nfm.random import generator_for
 
 FORMAT = "nfm-coupling-1"
+ONLINE_DRAWS = 16  # noised copies of each image that measure a coupling which stores none
 
 
 def prepare_coupling(
@@ -135,7 +136,7 @@ def _prepare_draws(
             "run the stage teacher again"
         )
     online = section.draws == "online"
-    draws = 4 if section.draws == "online" else section.draws
+    draws = ONLINE_DRAWS if section.draws == "online" else section.draws
     shape = (len(split), draws, *split.shape)
     # Online draws need no storage: a scratch file serves sigma and the diagnostics.
     file = folder / ("scratch" if online else "noise.f16")

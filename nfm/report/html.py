@@ -15,11 +15,7 @@ from nfm.report.tables import Values, by_nfe, cost_by_coupling, cost_by_stage, d
 
 KINDS = {".svg": "svg+xml", ".png": "png"}
 MEASURES = {  # name -> caption, digits, which end is good
-    "kid": (
-        "KID, kernel distance on the same features; low is good, and as it is unbiased it can fall below 0",
-        4,
-        min,
-    ),
+    "kid": ("KID × 1000, kernel distance on the same features; low is good, below 0 by chance only", 2, min),
     "precision": ("Precision, the share of samples near a real image; high is good", 3, max),
     "recall": ("Recall, the share of real images near a sample; high is good", 3, max),
     "accuracy": ("Accuracy, the share of samples that the classifier gives the class asked for", 3, max),
@@ -126,7 +122,7 @@ def _teacher(summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
     if not tables:
         return ""
     text = (
-        "Mean and variance of z in every dimension, first seed; dashed: the standard normal, which students start from. "
+        "Mean and variance of z in every dimension, first seed; dashed: the standard normal that students start from. "
         "What z lacks of it they have never been shown."
     )
     content = f'<div class="pair"><div>{tables}</div>{_figure(figures.get("noise"), text)}</div>'
@@ -159,7 +155,7 @@ def _teacher_facts(summary: Mapping[str, Any]) -> str:
         ("bits per dimension", f"{found['bits_per_dim']:.3f}", "held-out images plus noise η, density on 0 to 255"),
         (f"{name}, as decoded", f"{found['fd_raw']:.2f}", "images plus noise, which is what it models"),
         (f"{name}, denoised", f"{found['fd_denoised']:.2f}", against),
-        ("time per sample", duration(found["seconds_per_image"]), "denoising included, on the machine that ran it"),
+        ("time per sample", duration(found["seconds_per_image"]), "in batches, denoising included"),
     ]
     return facts(
         rows, ("measure", "value", "beside it"), "The teacher's likelihood and its own samples, mean of seeds."
@@ -190,7 +186,8 @@ def _method(summary: Mapping[str, Any], heun_from: int | None) -> str:
     other = (
         "" if name == "FID" else " It is not FID, which is measured on Inception's features: compare within this page."
     )
-    solver = "Euler" if heun_from is None else f"Euler below NFE {heun_from}, Heun from there (N steps cost 2N − 1)"
+    again = ", and at 5 besides" if summary.get("fd_heun_5") else ""
+    solver = f"Euler below NFE {heun_from}, Heun from there{again} (N steps cost 2N − 1)" if heun_from else "Euler"
     grid = {"t2": "t = (1 − i/N)²", "uniform": "t = 1 − i/N"}.get(settings.get("grid", "t2"), "")
     guidance = settings.get("guidance", 1.0)
     names = ", ".join(f"{label(c)} is <code>{escape(c)}</code>" for c in summary["fd"])

@@ -8,7 +8,8 @@ from io import BytesIO
 import numpy as np
 from torch import Tensor
 
-from nfm.figures import colours, label, spread_over, tile
+from nfm.figures import label, spread_over, tile
+from nfm.report.tables import shades
 
 Samples = Mapping[str, Mapping[int, Tensor]]  # coupling -> NFE -> uint8 (K, C, H, W)
 
@@ -35,7 +36,7 @@ def picture(samples: Samples) -> str:
     shown = [n for n in SHOWN if n in nfes] or nfes[:6]
     heads = "".join(f"<span>NFE {n}</span>" for n in shown)
     rows = f'<div class="row head"><span class="name"></span>{heads}</div>'
-    for name, shade in colours(list(samples)).items():
+    for name, shade in shades(list(samples)).items():
         cells = "".join(_image(tile(spread_over(samples[name][n], 6), 3), f"{label(name)}, NFE {n}") for n in shown)
         rows += f'<div class="row"><span class="name" style="--shade:{shade}">{escape(label(name))}</span>{cells}</div>'
     return f'<div class="picture" style="--columns:{len(shown)}">{rows}</div>'
@@ -44,7 +45,7 @@ def picture(samples: Samples) -> str:
 def strips(samples: Samples) -> str:
     """Returns all samples that were kept: a block a coupling, a row an NFE."""
     blocks = ""
-    for name, shade in colours(list(samples)).items():
+    for name, shade in shades(list(samples)).items():
         rows = "".join(
             f"<span>{nfe}</span>{_image(tile(images, len(images), size=24), f'{label(name)}, NFE {nfe}')}"
             for nfe, images in samples[name].items()

@@ -5,9 +5,14 @@ from html import escape
 from statistics import fmean, stdev
 from typing import Any
 
-from nfm.figures import colours, label
+from nfm.figures import DARK, colours, label
 
 Values = Mapping[str, Mapping[str, Sequence[float]]]  # coupling -> NFE -> one value a seed
+
+
+def shades(couplings: Sequence[str]) -> dict[str, str]:
+    """Returns the figures' colours as CSS that follows the reader's scheme."""
+    return {name: f"light-dark({shade}, {DARK.get(shade, shade)})" for name, shade in colours(couplings).items()}
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -49,10 +54,10 @@ def table(head: Sequence[str], body: str, caption: str, *, kind: str, couplings:
         kind: The table's class in style.css.
         couplings: Which of the headings are couplings.
     """
-    shades = colours(couplings)
+    colour = shades(couplings)
     cells = "".join(
-        f'<th scope="col" style="--shade:{shades[name]}">{escape(label(name))}</th>'
-        if name in shades
+        f'<th scope="col" style="--shade:{colour[name]}">{escape(label(name))}</th>'
+        if name in colour
         else f'<th scope="col">{name}</th>'
         for name in head
     )
@@ -92,11 +97,11 @@ def cost_by_stage(seconds: Mapping[str, float]) -> str:
 
 def cost_by_coupling(seconds: Mapping[str, float], couplings: Sequence[str]) -> str:
     """Returns what one student costs with its coupling, mean of seeds; "" where the stages do not tell."""
-    body, shares = "", _training(seconds, couplings)
-    if not shares:
+    body, cost = "", _training(seconds, couplings)
+    if not cost:
         return ""
-    for name, shade in colours(couplings).items():
-        before, student = shares[name]
+    for name, shade in shades(couplings).items():
+        before, student = cost[name]
         key = f'<span class="key" style="background:{shade}"></span>'
         cells = "".join(f"<td>{duration(value)}</td>" for value in (before, student, before + student))
         body += f'<tr><th scope="row">{key}{escape(label(name))}</th>{cells}</tr>'

@@ -1,0 +1,151 @@
+"""Shared fixtures: an environment without side effects, a Prefect server, a tiny DVC project."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# data > work@left, work@right > report; each command notes its name, so that runs can be counted.
+GRAPH = """\
+stages:
+  data:
+    cmd: python stage.py data.txt
+    deps: [stage.py]
+    outs: [data.txt]
+  work:
+    matrix:
+      item: [left, right]
+    cmd: python stage.py work/${item.item} data.txt
+    params: [scale]
+    deps: [data.txt]
+    outs: ["work/${item.item}"]
+  report:
+    cmd: python stage.py report.txt work/left/file work/right/file
+    deps: [work/left, work/right]
+    outs: [report.txt]
+"""
+STAGE = """\
+import os, sys, time
+from pathlib import Path
+target, sources = Path(sys.argv[1]), [Path(s) for s in sys.argv[2:]]
+with open(os.environ["RUNS"], "a") as file:
+    file.write(os.environ["DVC_STAGE"] + chr(10))
+print("hello from", os.environ["DVC_STAGE"])
+exec(os.environ.get("TWIST", ""))
+text = " ".join([target.name, Path("params.yaml").read_text().strip()]
+                + [source.read_text() for source in sources])
+if target.suffix:
+    target.write_text(text)
+else:
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "file").write_text(text)
+"""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A throw-away DVC project; the file `runs` lists the stages that were executed."""
+
+    root: Path
+    runs: Path
+
+    @property
+    def executed(self) -> list[str]:
+        return sorted(self.runs.read_text().split()) if self.runs.exists() else []
+
+    def dvc(self, *arguments: str, **environment: str) -> str:
+        command = [sys.executable, "-m", "dvc", *arguments]
+        return shell(command, self.root, environment)
+
+    def git(self, *arguments: str) -> str:
+        return shell(["git", *arguments], self.root)
+
+
+def shell(command: list[str], folder: Path, environment: Mapping[str, str] | None = None) -> str:
+    """Runs a command with this interpreter's programs first; returns what it printed."""
+    answer = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stdout
+    return answer.stdout
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps programs from reporting usage, from the user's configuration and from his folders."""
+    folder = tmp_path_factory.mktemp("home")
+    programs = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    patch = pytest.MonkeyPatch()
+    for key, value in {
+        "PATH": programs,
+        "DO_NOT_TRACK": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(folder / "dvc"),
+        "PREFECT_HOME": str(folder / "prefect"),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_AUTHOR_NAME": "test",
+        "GIT_AUTHOR_EMAIL": "test@localhost",
+        "GIT_COMMITTER_NAME": "test",
+        "GIT_COMMITTER_EMAIL": "test@localhost",
+    }.items():
+        patch.setenv(key, value)
+    for key in ("NFM_TRACKER", "NFM_PARENT_RUN", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+        patch.delenv(key, raising=False)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def prefect_server(quiet: None) -> Iterator[str]:
+    """A Prefect server of the tests' own; gives its API's address."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        address = PREFECT_API_URL.value()
+        assert address is not None
+        yield address
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, quiet: None) -> Path:
+    """A tiny DVC project, committed, all of whose stages `dvc repro` has run."""
+    folder = tmp_path_factory.mktemp("finished")
+    tiny = Tiny(folder / "project", folder / "runs")
+    tiny.root.mkdir()
+    files = {"dvc.yaml": GRAPH, "stage.py": STAGE, "params.yaml": "scale: 1\n"}
+    for name, text in files.items():
+        (tiny.root / name).write_text(text)
+    (tiny.root / ".gitignore").write_text("/data.txt\n/work\n/report.txt\n/.workspaces/\n")
+    tiny.git("init", "--quiet")
+    tiny.dvc("init", "--quiet")
+    tiny.dvc("repro", RUNS=str(tiny.runs))
+    tiny.git("add", "--all")
+    tiny.git("commit", "--quiet", "--message", "finished")
+    assert tiny.executed == ["data", "report", "work@left", "work@right"]
+    return tiny.root
+
+
+@pytest.fixture
+def tiny(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    """A copy of the finished project, with nothing executed yet as far as `runs` knows."""
+    tiny = Tiny(tmp_path / "project", tmp_path / "runs")
+    shutil.copytree(finished, tiny.root)
+    monkeypatch.setenv("RUNS", str(tiny.runs))
+    monkeypatch.setenv("NFM_TRACKER", "none")
+    return tiny
