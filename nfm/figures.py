@@ -139,7 +139,7 @@ def fd_curves(
     *,
     floor: float | None = None,
     teacher: float | None = None,
-    heun_from: int | None = None,
+    heun: Sequence[int] = (),
     metric: str = "FD",
 ) -> Figure:
     """Draws FD against NFE on logarithmic axes: means of seeds, shaded by one standard deviation.
@@ -149,11 +149,11 @@ def fd_curves(
         path: The file to write.
         floor: FD of the training images, drawn as a line.
         teacher: FD of the teacher's own denoised samples, drawn as a line.
-        heun_from: The smallest NFE that Heun sampled; Euler sampled below.
+        heun: NFEs that Heun sampled; Euler sampled the others.
         metric: "FD", or "FID" on Inception's features.
     """
     with _drawn(path, 5.0, 3.9) as canvas:
-        _draw_curves(canvas.add_subplot(), fd, floor, teacher, heun_from, metric)
+        _draw_curves(canvas.add_subplot(), fd, floor, teacher, heun, metric)
     return Figure(path, _curves_alt(fd, floor, teacher, metric))
 
 
@@ -230,7 +230,7 @@ def hero(
         _draw_cells(left, cells, [label(name) for name in samples], [f"NFE {nfe}" for nfe in shown])
         for text, shade in zip(left.get_yticklabels(), colours(list(samples)).values(), strict=True):
             text.set(color=shade, fontweight="bold")
-        _draw_curves(right, fd, floor, None, None, metric)
+        _draw_curves(right, fd, floor, None, (), metric)
     names = ", ".join(label(name) for name in samples)
     return Figure(
         path,
@@ -284,7 +284,7 @@ def _draw_cells(ax: "Axes", cells: list[list[np.ndarray]], rows: Sequence[str], 
 
 
 def _draw_curves(
-    ax: "Axes", fd: Values, floor: float | None, teacher: float | None, heun_from: int | None, metric: str
+    ax: "Axes", fd: Values, floor: float | None, teacher: float | None, heun: Sequence[int], metric: str
 ) -> None:
     from matplotlib.ticker import NullLocator
 
@@ -324,7 +324,7 @@ def _draw_curves(
     ax.yaxis.set_minor_locator(NullLocator())
     ax.grid(axis="y")
     ax.set_axisbelow(True)
-    solvers = f", Heun from {heun_from}" if heun_from else ""
+    solvers = f", Heun at {', '.join(map(str, heun))}" if heun else ""
     ax.set_xlabel(f"network evaluations (NFE){solvers}")
     ax.set_ylabel(f"{metric} to the test images")
     ax.legend(loc="upper right")
@@ -342,7 +342,11 @@ def _draw_map(ax: "Axes", values: Tensor, ideal: float) -> None:
     """Draws values per pixel, channels side by side, on a scale centred on the ideal."""
     reach = max(0.1, (values - ideal).abs().max().item())
     image = ax.imshow(
-        torch.cat(list(values), dim=1), cmap="RdBu_r", vmin=ideal - reach, vmax=ideal + reach, interpolation="nearest"
+        torch.cat(list(values), dim=1).numpy(),
+        cmap="RdBu_r",
+        vmin=ideal - reach,
+        vmax=ideal + reach,
+        interpolation="nearest",
     )
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)

@@ -1,12 +1,14 @@
 """The history of executed stages, in MLflow if installed. The only file that imports mlflow."""
 
 import importlib.util
+import logging
 import os
 import shutil
 import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -78,7 +80,8 @@ class MLflowTracker(NullTracker):
             self._client.log_artifact(self.run_id, str(Path(temporary) / file), folder or None)
 
     def model(self, path: Path) -> None:
-        with self._outage():
+        with self._outage(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice on type hints and input examples
             self._mlflow.pyfunc.log_model(
                 name="student",
                 # Run by MLflow when the model is loaded: no code of ours is pickled.
@@ -226,12 +229,15 @@ def set_python_model(model: Any) -> None:
     from mlflow.models import set_model
     from mlflow.pyfunc.model import PythonModel
 
-    class Served(PythonModel):
-        def load_context(self, context):
-            self.student = model.load(Path(context.artifacts["weights"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on type hints
 
-        def predict(self, context, model_input, params=None):  # pyright: ignore
-            return model.predict(self.student, model_input)
+        class Served(PythonModel):
+            def load_context(self, context):
+                self.student = model.load(Path(context.artifacts["weights"]))
+
+            def predict(self, context, model_input, params=None):  # pyright: ignore
+                return model.predict(self.student, model_input)
 
     set_model(Served())
 
@@ -250,15 +256,16 @@ def _uri(root: Path) -> str:
 def _mlflow() -> Any:
     """Imports mlflow: without usage reports, and at work without git's command line."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     try:
         import mlflow
         import mlflow.pyfunc
     except ImportError as error:
         raise InputError(
-            f"NFM_TRACKER is mlflow, which does not import ({error}); install nfm[pipeline], "
-            "or set NFM_TRACKER=jsonl"
+            f"NFM_TRACKER is mlflow, which does not import ({error}); install nfm[pipeline], or set NFM_TRACKER=jsonl"
         ) from error
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # not a word per run and migration
     return mlflow
 
 

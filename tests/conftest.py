@@ -2,9 +2,13 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,15 +115,42 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(quiet: None) -> Iterator[str]:
-    """A Prefect server of the tests' own; gives its API's address."""
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
+def prefect_server(tmp_path_factory: pytest.TempPathFactory, quiet: None) -> Iterator[str]:
+    """A Prefect server with its scheduler, as `prefect server start` gives it; its API's address.
 
-    with prefect_test_harness(server_startup_timeout=120):
-        address = PREFECT_API_URL.value()
-        assert address is not None
-        yield address
+    Not Prefect's test harness, whose server schedules nothing.
+    """
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path_factory.mktemp("server")),
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+    }
+    environment.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+    with (tmp_path_factory.mktemp("log") / "server").open("w") as log:
+        server = subprocess.Popen([*command, "--port", str(port)], env=environment, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}/api"
+    try:
+        _wait_for_answer(f"{address}/health", server)
+        with temporary_settings({PREFECT_API_URL: address}):
+            yield address
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _wait_for_answer(address: str, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        assert server.poll() is None, "the Prefect server has ended"
+        with suppress(OSError), urllib.request.urlopen(address, timeout=5):
+            return
+        time.sleep(0.2)
+    raise AssertionError("the Prefect server does not answer")
 
 
 @pytest.fixture(scope="session")
@@ -133,8 +164,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, quiet: None) -> Path:
         (tiny.root / name).write_text(text)
     (tiny.root / ".gitignore").write_text("/data.txt\n/work\n/report.txt\n/.workspaces/\n")
     tiny.git("init", "--quiet")
-    tiny.dvc("init", "--quiet")
-    tiny.dvc("repro", RUNS=str(tiny.runs))
+    from dvc.repo import Repo
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tiny.root)
+        patch.setenv("RUNS", str(tiny.runs))
+        with Repo.init() as repo:
+            repo.reproduce()
     tiny.git("add", "--all")
     tiny.git("commit", "--quiet", "--message", "finished")
     assert tiny.executed == ["data", "report", "work@left", "work@right"]

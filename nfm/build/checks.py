@@ -1,5 +1,6 @@
 """What pydantic cannot see: a section against the data set, a file against what is wanted."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,12 @@ def check_labels(conditional: bool, classes: int, section: str) -> None:
     """Raises InputError if labels are asked for and the data set has none."""
     if conditional and not classes:
         raise InputError(f"{section}.conditional is true, but the data set has no classes; set it to false")
+
+
+def check_shape(path: Path, shape: Sequence[int], images: Sequence[int]) -> None:
+    """Raises InputError unless a file was made for images of the data set's shape (C, H, W)."""
+    if tuple(shape) != tuple(images):
+        raise InputError(
+            f"{path} was made for images of shape {tuple(shape)}, those of the data set have {tuple(images)}; "
+            "run the stage that makes it again, or `dvc repro`"
+        )

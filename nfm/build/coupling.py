@@ -4,6 +4,7 @@ The folder holds coupling.json (kind and settings) and, by kind, potentials.safe
 float16 of N images, K draws each) or a copy of the teacher.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from nfm.artifacts import load_tensors, read_json, save_tensors, write_json
-from nfm.build.checks import check_format
+from nfm.build.checks import check_format, check_shape
 from nfm.build.teacher import TrainedTeacher, load_teacher
 from nfm.config import (
     CouplingSection,
@@ -98,11 +99,13 @@ def load_coupling(folder: Path, split: Split, device: torch.device) -> Coupling:
         case "semidiscrete-ot":
             tensors, _ = load_tensors(folder / "potentials.safetensors")
             data, label = _all(split, device)
+            _check_count(folder, len(tensors["potentials"]), split)
             return SemidiscreteOT(
                 data, label, tensors["potentials"].to(device), across_classes=settings["across_classes"]
             )
         case "teacher" if settings["draws"] == "online":
             teacher = load_teacher(folder / "teacher.safetensors", device)
+            check_shape(folder / "teacher.safetensors", teacher.model.shape, split.shape)
             return TeacherOnline(teacher.model, teacher.noise_std, settings["sigma"], teacher.conditional)
         case "teacher":
             return TeacherDraws(_open_noise(folder, settings, split), settings["sigma"])
@@ -130,17 +133,13 @@ def _prepare_draws(
 ) -> dict[str, Any]:
     """Reads noise off the teacher: stores it, or the teacher itself for online draws."""
     teacher = load_teacher(path, device)
-    if teacher.model.shape != split.shape:
-        raise InputError(
-            f"{path} is a teacher of images {teacher.model.shape}, the data are {split.shape}; "
-            "run the stage teacher again"
-        )
+    check_shape(path, teacher.model.shape, split.shape)
     online = section.draws == "online"
     draws = ONLINE_DRAWS if section.draws == "online" else section.draws
     shape = (len(split), draws, *split.shape)
     # Online draws need no storage: a scratch file serves sigma and the diagnostics.
     file = folder / ("scratch" if online else "noise.f16")
-    noise, total = np.memmap(file, np.float16, mode="w+", shape=shape), 0.0
+    noise, total = _allocate(file, shape), 0.0
     for rows in torch.arange(len(split)).split(max(1, batch // draws)):
         z = _encode(teacher, split, rows, draws, seed, device)
         total += z.double().square().sum().item()
@@ -155,6 +154,16 @@ def _prepare_draws(
         file.unlink()
         shutil.copyfile(path, folder / "teacher.safetensors")
     return figures
+
+
+def _allocate(file: Path, shape: tuple[int, ...]) -> np.memmap:
+    """Maps a new file of float16 whose space is taken at once: a full disk is an error here, not a signal later."""
+    with file.open("wb") as opened:
+        try:
+            os.posix_fallocate(opened.fileno(), 0, 2 * int(np.prod(shape)))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(file)) from error
+    return np.memmap(file, np.float16, mode="r+", shape=shape)
 
 
 def _encode(
@@ -183,11 +192,7 @@ def _round_trip(teacher: TrainedTeacher, split: Split, seed: int, device: torch.
 
 def _open_noise(folder: Path, settings: dict[str, Any], split: Split) -> np.ndarray:
     path = folder / "noise.f16"
-    if settings["images"] != len(split):
-        raise InputError(
-            f"{path} was drawn for {settings['images']} images, the data set has {len(split)}; "
-            "run the stage couple again"
-        )
+    _check_count(folder, settings["images"], split)
     shape = (len(split), settings["draws"], *split.shape)
     wanted = 2 * int(np.prod(shape))
     size = path.stat().st_size if path.is_file() else 0
@@ -196,6 +201,13 @@ def _open_noise(folder: Path, settings: dict[str, Any], split: Split) -> np.ndar
             f"{path} holds {size} bytes, expected {wanted}; delete {folder} and run the stage couple again"
         )
     return np.asarray(np.memmap(path, np.float16, mode="r", shape=shape))
+
+
+def _check_count(folder: Path, count: int, split: Split) -> None:
+    if count != len(split):
+        raise InputError(
+            f"{folder} was made for {count} images, the data set has {len(split)}; run the stage couple again"
+        )
 
 
 def _all(split: Split, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:

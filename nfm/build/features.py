@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from nfm.artifacts import load_tensors, save_tensors
-from nfm.build.checks import check_format
+from nfm.build.checks import check_format, check_shape
 from nfm.config import Evaluate, Features
 from nfm.data.shards import Split
 from nfm.errors import InputError
@@ -48,14 +48,15 @@ def save_features(path: Path, model: torch.nn.Module, arguments: dict[str, Any])
     save_tensors(path, model.state_dict(), {"format": FORMAT, "model": arguments})
 
 
-def load_features(path: Path, device: torch.device) -> Classifier:
-    """Reads the classifier, in evaluation mode and without gradients.
+def load_features(path: Path, shape: tuple[int, int, int], device: torch.device) -> Classifier:
+    """Reads the classifier for images of a shape (C, H, W), in evaluation mode and without gradients.
 
     Raises:
-        InputError: The file is missing, corrupt, or no feature network.
+        InputError: The file is missing, corrupt, no feature network, or one for other images.
     """
     tensors, header = load_tensors(path)
     check_format(path, header, FORMAT)
+    check_shape(path, header["model"]["shape"], shape)
     model = make_features(header["model"])
     model.load_state_dict(tensors)
     return model.to(device).eval().requires_grad_(False)
@@ -89,7 +90,7 @@ class Measure:
 
 def load_measure(section: Evaluate, root: Path, features: Path, test: Split, device: torch.device) -> Measure:
     """Makes the measure against the test images, on our features, or on Inception's if it is named."""
-    classifier = load_features(features, device)
+    classifier = load_features(features, test.shape, device)
     if section.inception is None:
         extractor = classifier_extractor(classifier)
     else:

@@ -35,9 +35,9 @@ def write_report(
         The figures by name: "fd", "fd.png", and of "hero", "paths" and "noise" those that were given data.
     """
     by_nfe = {name: samples_by_nfe(settings) for name, settings in samples.items() if settings}
-    heun_from = _heun_from(summary, samples)
+    heun = _heun(summary, samples)
     floor, teacher, name = summary.get("floor"), summary.get("teacher"), metric(summary)
-    lines: dict[str, Any] = {"floor": floor, "heun_from": heun_from, "metric": name}
+    lines: dict[str, Any] = {"floor": floor, "heun": heun, "metric": name}
     lines["teacher"] = teacher["fd_denoised"] if teacher else None
     figures = {
         "fd": fd_curves(summary["fd"], folder / "fd.svg", **lines),
@@ -49,13 +49,12 @@ def write_report(
         figures["paths"] = paths(projected, folder / "paths.svg")
     if moments is not None:
         figures["noise"] = coupling_diagnostics(*moments, folder / "noise.svg")
-    render(summary, folder / "index.html", samples=by_nfe, figures=figures, heun_from=heun_from)
+    render(summary, folder / "index.html", samples=by_nfe, figures=figures, heun=heun)
     return figures
 
 
-def _heun_from(summary: Mapping[str, Any], samples: Mapping[str, Mapping[str, Tensor]]) -> int | None:
-    """Returns the smallest NFE that Heun alone sampled, by the samples' names, else above 5."""
+def _heun(summary: Mapping[str, Any], samples: Mapping[str, Mapping[str, Tensor]]) -> list[int]:
+    """Returns the NFEs that only Heun sampled, by the samples' names; without samples, those above 5."""
     nfes = {int(nfe) for values in summary["fd"].values() for nfe in values}
     names = {name for settings in samples.values() for name in settings}
-    euler = {n for n in nfes if f"euler-{n}" in names} if names else {n for n in nfes if n <= 5}
-    return min(nfes - euler, default=None)
+    return sorted(n for n in nfes if (f"euler-{n}" not in names if names else n > 5))

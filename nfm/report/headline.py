@@ -82,18 +82,15 @@ def _at_many(means: Means, shared: Sequence[int], ours: str | None) -> str:
 
 
 def _runs(leads: Sequence[int], shared: Sequence[int]) -> str:
-    """Writes NFEs as ranges of those measured: "1 to 3 and 31"."""
+    """Writes NFEs, three and more in a row as a range of those measured: "1 to 3 and 31"."""
     runs: list[list[int]] = []
     for nfe in leads:
         if runs and shared.index(nfe) == shared.index(runs[-1][-1]) + 1:
             runs[-1].append(nfe)
         else:
             runs.append([nfe])
-    return _and([str(run[0]) if len(run) == 1 else f"{run[0]} {_to(run)} {run[-1]}" for run in runs])
-
-
-def _to(run: Sequence[int]) -> str:
-    return "and" if len(run) == 2 else "to"
+    parts = [[f"{run[0]} to {run[-1]}"] if len(run) > 2 else [str(nfe) for nfe in run] for run in runs]
+    return _and([part for run in parts for part in run])
 
 
 def _with(values: Sequence[str], few: Sequence[int]) -> str:

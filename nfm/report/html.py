@@ -1,6 +1,6 @@
 """The report as one HTML file: no script, no network, styles and images inside."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -15,7 +15,7 @@ from nfm.report.tables import Values, by_nfe, cost_by_coupling, cost_by_stage, d
 
 KINDS = {".svg": "svg+xml", ".png": "png"}
 MEASURES = {  # name -> caption, digits, which end is good
-    "kid": ("KID × 1000, kernel distance on the same features; low is good, below 0 by chance only", 2, min),
+    "kid": ("KID × 1000, kernel distance on the same features; low is good", 2, min),
     "precision": ("Precision, the share of samples near a real image; high is good", 3, max),
     "recall": ("Recall, the share of real images near a sample; high is good", 3, max),
     "accuracy": ("Accuracy, the share of samples that the classifier gives the class asked for", 3, max),
@@ -23,7 +23,7 @@ MEASURES = {  # name -> caption, digits, which end is good
 
 
 def render(
-    summary: Mapping[str, Any], out: Path, *, samples: Samples, figures: Mapping[str, Figure], heun_from: int | None
+    summary: Mapping[str, Any], out: Path, *, samples: Samples, figures: Mapping[str, Figure], heun: Collection[int]
 ) -> None:
     """Writes the page.
 
@@ -32,20 +32,20 @@ def render(
         out: The file to write.
         samples: Pixels as uint8, with shape (K, C, H, W), by coupling and NFE.
         figures: Any of "fd", "paths" and "noise".
-        heun_from: The smallest NFE that Heun sampled; None if Euler sampled all.
+        heun: NFEs that Heun sampled; Euler sampled the others.
     """
     first, second = sentences(summary)
     parts = [
         f'<p class="kicker">Normalized Flow Matching on {escape(summary["dataset"])}</p>',
         f'<h1>{escape(first)}</h1><p class="lead">{escape(second)}</p>',
         _picture(samples),
-        _distance(summary, figures, heun_from),
+        _distance(summary, figures, heun),
         _all_samples(samples),
         _paths(summary, figures),
         _teacher(summary, figures),
         _cost(summary),
-        _measures(summary, heun_from),
-        _method(summary, heun_from),
+        _measures(summary, heun),
+        _method(summary, heun),
     ]
     style = (resources.files("nfm.report") / "style.css").read_text(encoding="utf-8")
     page = (
@@ -69,12 +69,12 @@ def _picture(samples: Samples) -> str:
     )
 
 
-def _distance(summary: Mapping[str, Any], figures: Mapping[str, Figure], heun_from: int | None) -> str:
+def _distance(summary: Mapping[str, Any], figures: Mapping[str, Figure], heun: Collection[int]) -> str:
     name, count = metric(summary), _seeds(summary)
     shown = f"mean ± standard deviation of {count} seeds" if count > 1 else "one seed, so no spread"
     floor = f" The training images themselves have {summary['floor']:.2f}." if summary.get("floor") else ""
     caption = f"{name} to the test images, {shown}; low is good, the best of a row is bold.{floor}"
-    groups = _by_solver(summary["fd"], heun_from, summary.get("fd_heun_5", {}))
+    groups = _by_solver(summary["fd"], heun, summary.get("fd_heun_5", {}))
     text = "The line is the mean of seeds, the shade one standard deviation. " if count > 1 else ""
     text += "Both axes are logarithmic: equal distances are equal ratios."
     return _section(
@@ -83,23 +83,22 @@ def _distance(summary: Mapping[str, Any], figures: Mapping[str, Figure], heun_fr
     )
 
 
-def _by_solver(values: Values, heun_from: int | None, heun_5: Mapping[str, Sequence[float]]) -> dict[str, Values]:
+def _by_solver(values: Values, heun: Collection[int], heun_5: Mapping[str, Sequence[float]]) -> dict[str, Values]:
     """Splits measures into Euler's and Heun's; NFE 5 by Heun, where it was measured, leads the latter."""
     split: dict[str, dict[str, dict[str, Sequence[float]]]] = {"Euler": {}, "Heun": {}}
     for name, measured in values.items():
         rows = sorted(measured, key=int)
-        euler = [nfe for nfe in rows if heun_from is None or int(nfe) < heun_from]
-        split["Euler"][name] = {nfe: measured[nfe] for nfe in euler}
-        heun = {"5": heun_5[name]} if name in heun_5 else {}
-        split["Heun"][name] = heun | {nfe: measured[nfe] for nfe in rows if nfe not in euler}
+        split["Euler"][name] = {nfe: measured[nfe] for nfe in rows if int(nfe) not in heun}
+        five = {"5": heun_5[name]} if name in heun_5 else {}
+        split["Heun"][name] = five | {nfe: measured[nfe] for nfe in rows if int(nfe) in heun}
     return {solver: v for solver, v in split.items() if any(v.values())}
 
 
 def _all_samples(samples: Samples) -> str:
     if not samples:
         return ""
-    text = "All samples that were kept, one of each class where there are classes; the number is the NFE."
-    return _section("Samples of every class", f"<figure>{strips(samples)}<figcaption>{text}</figcaption></figure>")
+    text = "All samples that were kept, one of each class where there are classes; the number beside a row is its NFE."
+    return _section("Samples at every NFE", f"<figure>{strips(samples)}<figcaption>{text}</figcaption></figure>")
 
 
 def _paths(summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
@@ -170,33 +169,38 @@ def _cost(summary: Mapping[str, Any]) -> str:
     return _section("What it cost", f'<div class="pair">{tables}</div>')
 
 
-def _measures(summary: Mapping[str, Any], heun_from: int | None) -> str:
+def _measures(summary: Mapping[str, Any], heun: Collection[int]) -> str:
     tables = ""
     for name, (caption, digits, best) in MEASURES.items():
         scale = 1000 if name == "kid" else 1
         measured = {c: v for c, v in summary.get(name, {}).items() if v}
         values = {c: {nfe: [scale * x for x in seeds] for nfe, seeds in v.items()} for c, v in measured.items()}
         if values:
-            tables += by_nfe(_by_solver(values, heun_from, {}), f"{caption}.", digits=digits, best=best)
+            tables += by_nfe(_by_solver(values, heun, {}), f"{caption}.", digits=digits, best=best)
     return _section("Other measures", f'<div class="pair">{tables}</div>') if tables else ""
 
 
-def _method(summary: Mapping[str, Any], heun_from: int | None) -> str:
+def _method(summary: Mapping[str, Any], heun: Collection[int]) -> str:
     name, count, settings = metric(summary), _seeds(summary), summary.get("settings", {})
     other = (
         "" if name == "FID" else " It is not FID, which is measured on Inception's features: compare within this page."
     )
-    again = ", and at 5 besides" if summary.get("fd_heun_5") else ""
-    solver = f"Euler below NFE {heun_from}, Heun from there{again} (N steps cost 2N − 1)" if heun_from else "Euler"
+    images = f" {summary['test_images']}" if summary.get("test_images") else ""
+    accuracy = (
+        f" (test accuracy {summary['test_accuracy']:.3f})" if name == "FD" and summary.get("test_accuracy") else ""
+    )
+    again = " (and at 5, to compare)" if summary.get("fd_heun_5") else ""
+    at = ", ".join(map(str, sorted(heun)))
+    solver = f"Euler; Heun at NFE {at}{again}, where N steps cost 2N − 1" if heun else "Euler"
     grid = {"t2": "t = (1 − i/N)²", "uniform": "t = 1 − i/N"}.get(settings.get("grid", "t2"), "")
     guidance = settings.get("guidance", 1.0)
-    names = ", ".join(f"{label(c)} is <code>{escape(c)}</code>" for c in summary["fd"])
+    names = ", ".join(f"{escape(label(c))} is <code>{escape(c)}</code>" for c in summary["fd"])
     rows = {
-        "Distance": f"{name}: Fréchet distance between {summary['samples']} samples, rounded to 8 bits, and the test "
-        f"images, on features: {escape(summary['features'])}.{other}",
+        "Distance": f"{name}: Fréchet distance between {summary['samples']} samples, rounded to 8 bits, and the"
+        f"{images} test images, on features: {escape(summary['features'])}{accuracy}.{other}",
         "Samples": "The same noise and the same labels, as frequent as in the test set, for every coupling and seed; "
         + ("no guidance." if guidance == 1 else f"classifier-free guidance {guidance:g}."),
-        "Solver": f"{solver}, times {grid}. NFE counts evaluations of the student.",
+        "Solver": f"{solver}. Times {grid}. NFE counts evaluations of the student.",
         "Seeds": f"{count}. Each trains its own teacher, coupling and students; the spread is the sample standard "
         "deviation. Students share architecture, budget and seeds: only the coupling differs.",
         "Curvature": f"κ = E[mean ‖v(x<sub>t</sub>, t) − (z − x̂)‖²] / E‖z − x̂‖², Euler, "

@@ -1,4 +1,4 @@
-"""Samples as HTML: cells of a few images by coupling and NFE, strips of every class."""
+"""Samples as HTML: cells of a few images by coupling and NFE, strips at every NFE."""
 
 import base64
 from collections.abc import Mapping, Sequence

@@ -111,6 +111,8 @@ def cost_by_coupling(seconds: Mapping[str, float], couplings: Sequence[str]) -> 
 
 def duration(seconds: float) -> str:
     """Returns a time in the unit that reads best."""
+    if seconds == 0:
+        return "0 s"
     if seconds < 0.1:
         return f"{1000 * seconds:.1f} ms"
     if seconds < 10:

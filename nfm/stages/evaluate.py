@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nfm.artifacts import save_tensors
+from nfm.build.checks import check_shape
 from nfm.build.features import Measure, load_measure
 from nfm.build.solve import make_solver
 from nfm.build.student import load_student
@@ -39,6 +40,7 @@ def evaluate_student(root: Path, params: Params, coupling: str, seed: int) -> No
     tags = {"coupling": coupling, "seed": seed}
     with _evaluation(f"evaluate@{item}", root, params, weights, tags) as (run, measure, test):
         model = load_student(weights, run.device)
+        check_shape(weights, model.shape, test.shape)
         noise, label = _noise_and_labels(section, test, run.device)
         label = label if model.classes else None
         metrics: dict[str, dict[str, float]] = {}
@@ -64,6 +66,7 @@ def evaluate_teacher(root: Path, params: Params, seed: int) -> None:
     with _evaluation(f"evaluate-teacher@{seed}", root, params, weights, {"seed": seed}) as opened:
         run, measure, test = opened
         teacher = load_teacher(weights, run.device)
+        check_shape(weights, teacher.model.shape, test.shape)
         noise, label = _noise_and_labels(section, test, run.device)
         label = label if teacher.conditional else None
         start = time.perf_counter()

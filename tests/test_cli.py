@@ -1,0 +1,231 @@
+"""The command line: each stage on tiny settings, and what a user's mistake looks like."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nfm.artifacts import load_tensors
+from nfm.cli import main
+from nfm.config import read_mapping, with_overrides
+from tests.tiny import TINY
+
+ROOT = Path(__file__).parents[1]
+
+
+def nfm(monkeypatch, *arguments):
+    """Runs the command line in this process; returns its exit status."""
+    monkeypatch.setattr(sys, "argv", ["nfm", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def write_params(folder, **overrides):
+    params = with_overrides(read_mapping(ROOT / "params.yaml"), {**TINY, **overrides})
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A project whose stages have run one by one, by the command line alone."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("NFM_TRACKER", "jsonl")
+        write_params(folder, **{"coupling.teacher.draws": 2})
+        for command in (
+            ["prepare"],
+            ["features"],
+            ["teacher"],
+            ["couple", "--coupling", "semidiscrete-ot"],
+            ["couple", "--coupling", "teacher"],
+            ["student", "--coupling", "semidiscrete-ot"],
+            ["student", "--coupling", "teacher"],
+            ["evaluate", "--coupling", "semidiscrete-ot"],
+            ["evaluate", "--coupling", "teacher"],
+            ["evaluate", "--teacher"],
+            ["report"],
+        ):
+            assert nfm(patch, *command) == 0, command
+    return folder
+
+
+@pytest.fixture
+def project(trained, tmp_path, monkeypatch):
+    """A copy of it to break."""
+    folder = tmp_path / "project"
+    shutil.copytree(trained, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("NFM_TRACKER", "none")
+    return folder
+
+
+def files(folder):
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*") if p.is_file()}
+
+
+def refused(project, monkeypatch, capsys, *arguments):
+    """Runs a command that must end with status 2 and one sentence, and change no file; returns the sentence."""
+    before = files(project)
+    assert nfm(monkeypatch, *arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    sentences = [line for line in lines if line.startswith("nfm: ")]
+    assert len(sentences) == 1, lines
+    assert files(project) == before
+    return sentences[0]
+
+
+def test_stages_run_without_a_tracker_server_and_leave_json_lines(trained):
+    logs = list((trained / "logs").glob("student@teacher-0-*/log.jsonl"))
+    kinds = [json.loads(line)["kind"] for line in logs[0].read_text().splitlines()]
+    assert kinds[0] == "start"
+    assert kinds[-1] == "end"
+    assert {"params", "tags", "metrics"} <= set(kinds)
+
+
+def test_two_students_of_one_seed_start_from_the_same_noise_and_labels(trained):
+    kept = [
+        load_tensors(trained / "artifacts" / "evaluate" / f"{name}-0" / "samples.safetensors")[0]["paths"][0]
+        for name in ("teacher", "semidiscrete-ot")
+    ]
+    assert kept[0].equal(kept[1])
+
+
+def test_a_stage_leaves_its_record_and_no_checkpoint(trained):
+    record = json.loads((trained / "artifacts" / "runs" / "teacher@0.json").read_text())
+    assert record["stage"] == "teacher@0"
+    assert record["seconds"] > 0
+    assert record["peak_memory_mb"] > 50
+    assert not list((trained / ".checkpoints").rglob("*.safetensors"))
+
+
+def test_a_second_run_of_a_stage_makes_the_same_bytes(project, monkeypatch):
+    path = project / "artifacts" / "student" / "teacher-0" / "student.safetensors"
+    before = path.read_bytes()
+    path.unlink()
+    assert nfm(monkeypatch, "student", "--coupling", "teacher") == 0
+    assert path.read_bytes() == before
+
+
+def test_online_draws_train_a_student_from_a_copy_of_the_teacher(project, monkeypatch):
+    write_params(project, **{"coupling.teacher.draws": "online"})
+    assert nfm(monkeypatch, "couple", "--coupling", "teacher") == 0
+    folder = project / "artifacts" / "coupling" / "teacher-0"
+    assert {p.name for p in folder.iterdir()} == {"coupling.json", "teacher.safetensors"}
+    stored = (project / "artifacts" / "student" / "teacher-0" / "student.safetensors").read_bytes()
+    assert nfm(monkeypatch, "student", "--coupling", "teacher") == 0
+    assert (project / "artifacts" / "student" / "teacher-0" / "student.safetensors").read_bytes() != stored
+
+
+def test_an_unconditional_pipeline_runs(project, monkeypatch):
+    write_params(project, **{"teacher.conditional": False, "student.conditional": False})
+    for command in (["teacher"], ["couple", "--coupling", "teacher"], ["student", "--coupling", "teacher"]):
+        assert nfm(monkeypatch, *command) == 0
+    assert nfm(monkeypatch, "evaluate", "--coupling", "teacher") == 0
+    measured = json.loads((project / "metrics" / "evaluate" / "teacher-0.json").read_text())
+    assert "accuracy" not in measured
+    assert measured["fd"]["euler-1"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "command", "words"),
+    [
+        ({"student.patch": [3, 8]}, ["student", "--coupling", "teacher"], "student.patch is [3, 8]"),
+        ({"teacher.head_size": 24}, ["teacher"], "teacher.head_size is 24"),
+        ({}, ["student", "--coupling", "techer"], "did you mean 'teacher'"),
+        ({}, ["student", "--coupling", "minibatch-ot"], "coupling.json is missing"),
+        ({}, ["student", "--coupling", "teacher", "--seed", "7"], "teacher-7"),
+        ({}, ["evaluate"], "either --coupling NAME or --teacher"),
+        ({}, ["recipe", "digts"], "did you mean 'digits'"),
+        ({}, ["recipe", "digits"], "params.yaml holds changes"),
+        (
+            {"data": {"kind": "mnist", "folder": "x", "size": 28, "download": False, "seed": 0}},
+            ["prepare"],
+            "data.folder",
+        ),
+        ({"evaluate.inception": "weights.pth"}, ["evaluate", "--teacher"], "evaluate.inception"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_in_params_or_options_is_one_sentence(project, monkeypatch, capsys, changes, command, words):
+    write_params(project, **changes)
+    assert words in refused(project, monkeypatch, capsys, *command)
+
+
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [
+        ("artifacts/data/train/images-00000.u8", ["teacher"]),
+        ("artifacts/data/test/labels.i64", ["evaluate", "--teacher"]),
+        ("artifacts/teacher/0/teacher.safetensors", ["couple", "--coupling", "teacher"]),
+        ("artifacts/coupling/teacher-0/noise.f16", ["student", "--coupling", "teacher"]),
+        ("artifacts/coupling/semidiscrete-ot-0/potentials.safetensors", ["student", "--coupling", "semidiscrete-ot"]),
+        ("artifacts/student/teacher-0/student.safetensors", ["evaluate", "--coupling", "teacher"]),
+        ("artifacts/features/features.safetensors", ["evaluate", "--teacher"]),
+        ("metrics/evaluate/teacher-0.json", ["report"]),
+    ],
+)
+@pytest.mark.parametrize("damage", ["gone", "half", "empty"])
+def test_a_damaged_input_is_named(project, monkeypatch, capsys, path, command, damage):
+    if "metrics" in path:
+        write_params(project, couplings=["semidiscrete-ot", "teacher"])
+    file = project / path
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "gone":
+        file.write_bytes(content[: len(content) // 2 if damage == "half" else 0])
+    assert Path(path).name in refused(project, monkeypatch, capsys, *command)
+
+
+def test_a_model_of_other_images_is_refused(project, monkeypatch, capsys):
+    folder = {"kind": "folder", "folder": "images", "size": 16, "channels": 1, "filter": "box"}
+    write_params(project, data={**folder, "test_fraction": 0.5, "seed": 0})
+    from PIL import Image
+
+    for name in ("a", "b"):
+        (project / "images" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (16, 16), i).save(project / "images" / name / f"{i}.png")
+    assert nfm(monkeypatch, "prepare") == 0
+    capsys.readouterr()
+    for command in (["couple", "--coupling", "teacher"], ["evaluate", "--teacher"]):
+        assert "(1, 8, 8)" in refused(project, monkeypatch, capsys, *command)
+    assert "8 images" not in refused(project, monkeypatch, capsys, "student", "--coupling", "semidiscrete-ot")
+
+
+def test_a_recipe_replaces_params_that_are_a_recipe(project, monkeypatch, capsys):
+    assert nfm(monkeypatch, "recipe", "digits", "--force") == 0
+    assert nfm(monkeypatch, "recipe", "digits") == 0
+    assert read_mapping(project / "params.yaml")["seeds"] == [0, 1, 2]
+
+
+def test_nfm_imports_neither_orchestrator_nor_tracker():
+    code = (
+        "import importlib, pkgutil, sys, nfm\n"
+        "for module in pkgutil.walk_packages(nfm.__path__, 'nfm.'):\n"
+        "    if module.name not in ('nfm.__main__', 'nfm.serving'):\n"
+        "        importlib.import_module(module.name)\n"
+        "print(sorted({'prefect', 'dvc', 'mlflow'} & set(sys.modules)))\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_stages_run_where_the_pipeline_packages_are_not_installed(project):
+    code = (
+        "import sys\n"
+        "sys.modules |= dict.fromkeys(['prefect', 'dvc', 'mlflow', 'boto3'])\n"  # None: not to be found
+        "sys.argv = ['nfm', 'couple', '--coupling', 'independent']\n"
+        "from nfm.cli import main\n"
+        "main()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=project, check=True, env={"PYTHONPATH": str(ROOT)})
+    assert (project / "artifacts" / "coupling" / "independent-0" / "coupling.json").is_file()
+    assert list((project / "logs").glob("couple@independent-0-*"))

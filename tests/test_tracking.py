@@ -1,0 +1,224 @@
+"""What is reported arrives, whatever happens to the stage or to the tracking server."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nfm.build.student import make_student, save_student
+from nfm.errors import InputError
+from nfm.tracker import JsonLines, NullTracker, record_of
+from nfm.tracking import MLflowTracker, open_parent, open_tracker
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database; making one takes seconds, a copy none."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def project(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copyfile(database, tmp_path / "mlflow.db")
+    monkeypatch.setenv("NFM_TRACKER", "mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # mlflow sets it; so it is unset afterwards
+    return tmp_path
+
+
+def client_of(project: Path) -> Any:
+    import mlflow
+
+    return mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    (log,) = folder.rglob("log.jsonl")
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "mlflow"])
+def test_a_failing_stage_keeps_what_it_reported(project: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NFM_TRACKER", kind)
+    tracker = open_tracker("teacher@0", project)
+
+    def stage() -> None:
+        with tracker:
+            tracker.params({"teacher": {"train": {"lr": 3.0e-3}}})
+            tracker.metrics({"loss": 2.5}, 7)
+            tracker.metrics({"loss": float("nan")}, 8)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stage()
+    if kind == "jsonl":
+        _, params, first, second, end = lines_of(project / "logs")
+        assert params["teacher.train.lr"] == 3.0e-3
+        assert (first["loss"], first["step"], second["loss"]) == (2.5, 7, "nan")
+        assert end["status"] == "FAILED"
+    else:
+        run = client_of(project).get_run(tracker.run_id)
+        assert run.info.status == "FAILED"
+        assert run.data.params == {"teacher.train.lr": "0.003"}
+        first, second = client_of(project).get_metric_history(tracker.run_id, "loss")
+        assert (first.value, first.step, second.step) == (2.5, 7, 8)
+        assert np.isnan(second.value)
+
+
+def test_thousands_of_metrics_arrive_with_their_steps(project: Path):
+    with open_tracker("student@teacher-0", project) as tracker:
+        for step in range(2500):
+            tracker.metrics({"loss": float(step)}, step)
+    history = client_of(project).get_metric_history(tracker.run_id, "loss")
+    assert sorted((m.step, m.value) for m in history) == [(s, float(s)) for s in range(2500)]
+    assert client_of(project).get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_an_outage_of_the_server_costs_neither_the_training_nor_the_metrics(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from mlflow.exceptions import MlflowException
+
+    with open_tracker("teacher@0", project) as tracker:
+        assert isinstance(tracker, MLflowTracker)
+        send = tracker._client.log_batch
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise MlflowException("no route to host")
+
+        monkeypatch.setattr(tracker._client, "log_batch", fail)
+        for step in range(1500):
+            tracker.metrics({"loss": 1.0}, step)
+        monkeypatch.setattr(tracker._client, "log_batch", send)
+    assert len(client_of(project).get_metric_history(tracker.run_id, "loss")) == 1500
+    assert capsys.readouterr().err.count("no route to host") == 1
+
+
+def test_a_server_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NFM_TRACKER", "mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9 does not answer"):
+        open_tracker("teacher@0", Path())
+
+
+def test_only_the_first_of_several_processes_tracks(project: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "1")
+    assert isinstance(open_tracker("teacher@0", project), NullTracker)
+    assert client_of(project).get_experiment_by_name("nfm") is None
+
+
+def test_the_tracker_is_chosen_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NFM_TRACKER", "none")
+    assert type(open_tracker("prepare", tmp_path)) is NullTracker
+    monkeypatch.setenv("NFM_TRACKER", "jsonl")
+    assert type(open_tracker("prepare", tmp_path)) is JsonLines
+    monkeypatch.setenv("NFM_TRACKER", "wandb")
+    with pytest.raises(InputError, match="NFM_TRACKER is 'wandb'"):
+        open_tracker("prepare", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "mlflow"])
+def test_images_are_kept_under_the_given_name(project: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NFM_TRACKER", kind)
+    (project / "grid-17.png").write_bytes(b"picture")
+    with open_tracker("evaluate@teacher-0", project) as tracker:
+        tracker.image(project / "grid-17.png", "samples.png")
+        tracker.artifact(project / "grid-17.png", "more/copy.bin")
+    found = [p for p in project.rglob("images/samples.png") if p.read_bytes() == b"picture"]
+    assert len(found) == 1
+    assert len(list(project.rglob("more/copy.bin"))) == 1
+
+
+def test_stages_are_children_of_the_flow_run_whatever_run_is_in_the_environment(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    parent = open_parent(project, "quick-fox", {"recipe": "digits"})
+    for key, value in parent.environment().items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("MLFLOW_RUN_ID", parent.run_id or "")  # which mlflow itself would resume
+    with open_tracker("teacher@0", project) as tracker:
+        assert tracker.run_id != parent.run_id
+    killed = open_tracker("student@teacher-0", project)  # and never ended
+    parent.note("teacher@0", "Completed", tracker.run_id)
+    parent.note("prepare", "Restored", None)
+    parent.close("FAILED")
+    client = client_of(project)
+    assert client.get_run(tracker.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+    assert client.get_run(killed.run_id).info.status == "KILLED"
+    run = client.get_run(parent.run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["made_by.teacher/0"] == tracker.run_id
+    assert run.data.tags["outcome.prepare"] == "Restored"
+    assert run.data.tags["recipe"] == "digits"
+
+
+def test_a_flow_run_that_runs_nothing_makes_no_history(project: Path):
+    parent = open_parent(project, "quick-fox", {})
+    parent.note("prepare", "Cached", None)
+    parent.close("FINISHED")
+    assert parent.run_id is None
+    assert client_of(project).get_experiment_by_name("nfm") is None
+
+
+@pytest.mark.parametrize("classes", [3, None], ids=["conditional", "unconditional"])
+def test_a_logged_student_is_served_without_pickle(project: Path, classes: int | None):
+    import mlflow
+
+    arguments = {
+        "shape": [1, 4, 4],
+        "patch": [1, 4],
+        "depth": 1,
+        "width": 16,
+        "head_size": 8,
+        "classes": classes,
+    }
+    student = make_student(arguments)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in student.parameters():  # the untrained student is 0 everywhere
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    weights = project / "student.safetensors"
+    save_student(weights, student, arguments)
+    with open_tracker("student@teacher-0", project) as tracker:
+        tracker.model(weights)
+    (model,) = client_of(project).search_logged_models([client_of(project).get_experiment_by_name("nfm").experiment_id])
+    served = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
+    x, t = torch.randn(5, 1, 4, 4, generator=generator), torch.rand(5, generator=generator)
+    label = torch.tensor([0, 1, 2, 0, 1]) if classes else None
+    inputs = {"x": x.numpy(), "t": t.numpy()} | ({"label": label.numpy()} if classes else {})
+    with torch.no_grad():
+        expected = student.eval()(x, t, label).numpy()
+    np.testing.assert_allclose(served.predict(inputs), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(mlflow.MlflowException):
+        served.predict({**inputs, "x": x.numpy()[:, :, :3]})
+    files = list((project / "mlartifacts").rglob("*"))
+    assert any(file.name == "student.safetensors" for file in files)
+    assert not [file for file in files if file.suffix in (".pkl", ".pickle", ".pth", ".pt")]
+
+
+def test_a_record_that_is_absent_or_broken_is_empty(tmp_path: Path):
+    assert record_of(tmp_path, "teacher@0") == {}
+    path = tmp_path / "artifacts" / "runs" / "teacher@0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    assert record_of(tmp_path, "teacher@0") == {}
+    path.write_text('{"run_id": "abc"}')
+    assert record_of(tmp_path, "teacher@0") == {"run_id": "abc"}
+
+
+def test_importing_loads_neither_mlflow_nor_prefect_nor_dvc():
+    program = (
+        "import sys, nfm.tracking, nfm.tracker, nfm.serving;print({'mlflow', 'prefect', 'dvc'} & set(sys.modules))"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert answer.stdout.strip() == "set()", answer.stderr
