@@ -20,7 +20,7 @@ demo: $(READY) ## run the whole pipeline on the handwritten digits (minutes on t
 	$(BIN)/python -m flows.pipeline
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(READY) ## lint, format, types, import arrows
 	$(BIN)/ruff check .

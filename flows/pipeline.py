@@ -24,7 +24,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.checkout import Checkout, Plan
 from flows.process import Processes
 from flows.stage import Context, run_stage
-from flows.workspace import params_of, workspace
+from flows.workspace import params_of, place_of, workspace
 from nfm.errors import InputError
 from nfm.tracker import record_of
 from nfm.tracking import NoParent, open_parent
@@ -193,16 +193,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         overrides = dict(_override(text) for text in given.overrides)
-        params_of(Path.cwd(), given.recipe, overrides)  # before a server is started
+        params = params_of(Path.cwd(), given.recipe, overrides)  # before a server is started
     except InputError as error:
         print(f"nfm: {error}", file=sys.stderr)
         return 2
     run: Any = pipeline
     state = run(given.recipe, overrides or None, given.stages, return_state=True)
     if state.is_completed():
+        print(f"\n{state.message}")
+        print(closing(place_of(Path.cwd(), params) if given.recipe or overrides else Path.cwd()))
         return 0
     print(f"nfm: {state.message}", file=sys.stderr)
     return 2 if state.name == REFUSED else 1
+
+
+def closing(folder: Path) -> str:
+    """Returns what to read next: the headline, where the report is, how to open the interfaces."""
+    headline, report = folder / "report" / "headline.txt", folder / "report" / "index.html"
+    if not (headline.is_file() and report.is_file()):
+        return "There is no report yet; the stage `report` makes it."
+    return (
+        f"\n{headline.read_text()}\n"
+        f"Report:  {report.resolve().as_uri()}\n"
+        "MLflow:  `make ui`, then http://127.0.0.1:5000, experiment nfm\n"
+        "Prefect: `make ui`, then http://127.0.0.1:4200, flow nfm"
+    )
 
 
 def _override(text: str) -> tuple[str, Any]:

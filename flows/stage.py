@@ -26,6 +26,14 @@ Outcome = Literal["Cached", "Pulled", "Restored", "Completed"]
 # What another try can mend, by state name: how often, and what DVC prints.
 RETRIES = {"Busy": 60, "Unreachable": 4}
 BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
+# Advice of DVC's for its command line.
+HINTS = (
+    "To track the changes with git",
+    "git add ",
+    "To enable auto staging",
+    "dvc config core.autostage",
+    "Use `dvc push`",
+)
 UNREACHABLE = re.compile(
     r"could not connect|failed to connect|connection (was|refused|reset|aborted|error)|"
     r"timed? ?out|name resolution|name or service not known|unreachable|SlowDown|"
@@ -96,7 +104,7 @@ def _reproduce(name: str, context: Context) -> State[None]:
 
     def on_line(line: str) -> None:
         lines.append(line)
-        if line.strip():
+        if line.strip() and not line.strip().startswith(HINTS):
             logger.info(line)
 
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]

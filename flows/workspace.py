@@ -52,8 +52,7 @@ def workspace(root: Path, params: Mapping[str, Any]) -> Path:
     Raises:
         InputError: The project is no git checkout with a commit.
     """
-    content = json.dumps(params, sort_keys=True).encode()
-    folder = root / FOLDER / hashlib.sha256(content).hexdigest()[:12]
+    folder = place_of(root, params)
     folder.parent.mkdir(exist_ok=True)
     with _locked(folder.parent / "lock"):
         commit = _git(root, "rev-parse", "HEAD").strip()
@@ -70,6 +69,12 @@ def workspace(root: Path, params: Mapping[str, Any]) -> Path:
         if (folder / "params.yaml").read_text() != text:
             (folder / "params.yaml").write_text(text)
     return folder
+
+
+def place_of(root: Path, params: Mapping[str, Any]) -> Path:
+    """Returns where the workspace of a set of params is, or would be."""
+    content = json.dumps(params, sort_keys=True).encode()
+    return root / FOLDER / hashlib.sha256(content).hexdigest()[:12]
 
 
 def _copy_changes(root: Path, folder: Path, keep: set[str]) -> None:

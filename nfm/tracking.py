@@ -161,13 +161,16 @@ class Parent(NoParent):
     def note(self, stage: str, outcome: str, run_id: str | None) -> None:
         # Tags of MLflow may not hold an "@".
         key = stage.replace("@", "/")
-        self._tags |= {f"outcome.{key}": outcome, f"made_by.{key}": run_id or "unknown"}
+        with self._lock:
+            self._tags |= {f"outcome.{key}": outcome, f"made_by.{key}": run_id or "unknown"}
 
     def close(self, status: str) -> None:
         if self.run_id is None:
             return
         with _answering(self._uri):
-            for key, value in self._tags.items():
+            with self._lock:
+                tags = dict(self._tags)
+            for key, value in tags.items():
                 self._client.set_tag(self.run_id, key, value)
             self._end_children()
             self._client.set_terminated(self.run_id, status)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nfm.artifacts import load_tensors, read_json, write_json
+from nfm.artifacts import atomic_path, load_tensors, read_json, write_json
 from nfm.config import Params
 from nfm.report.assemble import write_report
 from nfm.report.csv import write_csvs
@@ -32,7 +32,10 @@ def report(root: Path, params: Params) -> None:
         run.tracker.artifact(root / "results" / "summary.json", "summary.json")
         run.tracker.artifact(root / "report" / "index.html", "report.html")
         run.tracker.image(root / "report" / "fd.png", "fd.png")
-        print(headline(summary))
+        text = headline(summary)
+        with atomic_path(root / "report" / "headline.txt") as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+        print(text)
 
 
 def summarise(root: Path, params: Params) -> dict[str, Any]:
