@@ -9,6 +9,7 @@ UV_VERSION := 0.13.9
 # DVC and Prefect look for programs on the PATH; Prefect and MLflow keep their state in this folder.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PREFECT_HOME ?= $(CURDIR)/.prefect
+export DO_NOT_TRACK ?= true
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
 .PHONY: help demo test check lock ui clean

@@ -33,6 +33,14 @@ class Plan:
     upstream: dict[str, tuple[str, ...]]
     limits: dict[str, tuple[str, ...]]
 
+    def urgency(self) -> dict[str, int]:
+        """Returns for every stage how many stages the longest chain that waits for it has."""
+        longest = dict.fromkeys(self.upstream, 0)
+        for name in reversed(self.upstream):
+            for up in self.upstream[name]:
+                longest[up] = max(longest[up], longest[name] + 1)
+        return longest
+
 
 class Checkout:
     """One DVC project behind one lock, since DVC's Python interface is not safe between threads.

@@ -23,6 +23,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.checkout import Checkout, Plan
 from flows.process import Processes
+from flows.slots import Slots
 from flows.stage import Context, run_stage
 from flows.workspace import params_of, place_of, workspace
 from nfm.errors import InputError
@@ -31,6 +32,7 @@ from nfm.tracking import NoParent, open_parent
 
 GIB = 2**30
 STAGE_MEMORY = 2 * GIB
+THREADS = 64  # tasks that wait for others hold a thread each; `workers` says how many stages run
 REFUSED = "Refused"  # state of a flow run on bad input
 
 
@@ -46,7 +48,7 @@ def workers() -> int:
     return max(1, min(cores or 1, memory // STAGE_MEMORY))
 
 
-@flow(name="nfm", task_runner=ThreadPoolTaskRunner(max_workers=workers()))  # pyright: ignore
+@flow(name="nfm", task_runner=ThreadPoolTaskRunner(max_workers=THREADS))  # pyright: ignore
 def pipeline(
     recipe: str | None = None,
     overrides: dict[str, Any] | None = None,
@@ -89,7 +91,7 @@ def run_graph(
     checkout = Checkout(folder)
     plan = checkout.plan(stages)
     history = _history(home or folder, folder, recipe)
-    context = Context(checkout, Processes(), history, {"NFM_RECIPE": recipe})
+    context = Context(checkout, Processes(), history, Slots(workers()), {"NFM_RECIPE": recipe})
     try:
         states = _run(plan, context)
     except BaseException:  # cancelled, Ctrl-C or SIGTERM
@@ -106,9 +108,10 @@ def run_graph(
 def _run(plan: Plan, context: Context) -> dict[str, State[Any]]:
     """Submits every stage after those upstream of it, and waits for all."""
     futures: dict[str, PrefectFuture[Any]] = {}
+    urgency = plan.urgency()
     for name, upstream in plan.upstream.items():
         futures[name] = run_stage.submit(  # pyright: ignore
-            name, context, plan.limits[name], wait_for=[futures[up] for up in upstream]
+            name, context, plan.limits[name], urgency[name], wait_for=[futures[up] for up in upstream]
         )
     wait(list(futures.values()))
     return {name: future.state for name, future in futures.items()}

@@ -17,6 +17,7 @@ from prefect.states import Completed, Failed
 
 from flows.checkout import BusyError, Checkout
 from flows.process import Processes
+from flows.slots import Slots
 from nfm.errors import InputError
 from nfm.tracker import record_of
 from nfm.tracking import NoParent
@@ -50,12 +51,14 @@ class Context:
         checkout: The DVC project.
         processes: The commands under way.
         history: The flow run's own run in the history of experiments.
+        slots: Held by stages that run; one that is up to date needs none.
         environment: Variables for the stages, on top of this process's.
     """
 
     checkout: Checkout
     processes: Processes
     history: NoParent
+    slots: Slots
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -71,13 +74,14 @@ def _can_mend(task: Any, task_run: Any, state: State[Any]) -> bool:
     retry_delay_seconds=[1, 2, 5, 10, 20, 60],
     retry_condition_fn=_can_mend,
 )
-def run_stage(name: str, context: Context, limits: Sequence[str] = ()) -> State[None]:
+def run_stage(name: str, context: Context, limits: Sequence[str] = (), urgency: int = 0) -> State[None]:
     """Brings one stage up to date, all of whose upstream stages are.
 
     Arguments:
         name: The stage's address in dvc.yaml.
         context: What the stages of the flow run share.
         limits: Prefect concurrency limits to hold a slot of, unless the stage is up to date.
+        urgency: Of stages that wait for a slot the one with the highest goes first.
 
     Returns:
         Completed, by the name of "Cached" (nothing to do), "Pulled" (outputs fetched from the
@@ -88,9 +92,10 @@ def run_stage(name: str, context: Context, limits: Sequence[str] = ()) -> State[
     try:
         if context.checkout.is_current(name):
             return _done(name, context, "Cached")
-        with ExitStack() as slots:
+        with ExitStack() as held:
+            held.enter_context(context.slots.taken(urgency))
             if limits := _existing(limits):
-                slots.enter_context(concurrency(list(limits)))
+                held.enter_context(concurrency(list(limits)))
             return _reproduce(name, context)
     except BusyError as error:
         return Failed(name="Busy", message=str(error))

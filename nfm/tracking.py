@@ -232,15 +232,14 @@ def set_python_model(model: Any) -> None:
     from mlflow.models import set_model
     from mlflow.pyfunc.model import PythonModel
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice on type hints
+    class Served(PythonModel):
+        _skip_type_hint_validation = True  # the signature checks inputs; else a warning at each load
 
-        class Served(PythonModel):
-            def load_context(self, context):
-                self.student = model.load(Path(context.artifacts["weights"]))
+        def load_context(self, context):
+            self.student = model.load(Path(context.artifacts["weights"]))
 
-            def predict(self, context, model_input, params=None):  # pyright: ignore
-                return model.predict(self.student, model_input)
+        def predict(self, context, model_input, params=None):  # pyright: ignore
+            return model.predict(self.student, model_input)
 
     set_model(Served())
 

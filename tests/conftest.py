@@ -139,9 +139,19 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory, quiet: None) -> Ite
         _wait_for_answer(f"{address}/health", server)
         with temporary_settings({PREFECT_API_URL: address}):
             yield address
+            _send_what_is_left()
     finally:
         server.terminate()
         server.wait(30)
+
+
+def _send_what_is_left() -> None:
+    """Sends buffered logs and events while there still is a server."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all()
+    EventsWorker.drain_all()
 
 
 def _wait_for_answer(address: str, server: subprocess.Popen[bytes]) -> None:

@@ -20,9 +20,10 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.task_runners import ThreadPoolTaskRunner
 
 import flows.pipeline
-from flows.checkout import Checkout
+from flows.checkout import Checkout, Plan
 from flows.pipeline import main, pipeline, publish, run_graph
 from flows.process import Processes
+from flows.slots import Slots
 from flows.stage import _failure, _outcome
 from flows.workspace import params_of, workspace
 from nfm.errors import InputError
@@ -31,7 +32,7 @@ from tests.conftest import ROOT, Tiny
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-@flow(name="tiny", task_runner=ThreadPoolTaskRunner(max_workers=2))
+@flow(name="tiny", task_runner=ThreadPoolTaskRunner(max_workers=8))
 def run(root: Path, stages: list[str] | None = None):
     return run_graph(root, stages or [])
 
@@ -394,3 +395,27 @@ def test_the_report_stage_shows_in_prefect(tmp_path: Path):
     with get_client(sync_client=True) as client:
         table = next(a for a in client.read_artifacts() if a.key == "fd")
     assert '{"coupling": "teacher", "1": 9.5}' in str(table.data)
+
+
+def test_the_most_urgent_of_those_that_wait_goes_first():
+    slots, order, started = Slots(1), [], threading.Event()
+
+    def hold(urgency: int) -> None:
+        with slots.taken(urgency):
+            order.append(urgency)
+
+    with slots.taken(0):
+        threads = [threading.Thread(target=hold, args=(urgency,)) for urgency in (1, 3, 2)]
+        for thread in threads:
+            thread.start()
+        while len(slots._waiting) < 3:
+            started.wait(0.01)
+        assert order == []
+    for thread in threads:
+        thread.join()
+    assert order == [3, 2, 1]
+
+
+def test_a_stage_is_as_urgent_as_the_chain_that_waits_for_it_is_long():
+    upstream = {"data": (), "short": ("data",), "long": ("data",), "longer": ("long",), "end": ("short", "longer")}
+    assert Plan(upstream, {}).urgency() == {"data": 3, "long": 2, "longer": 1, "short": 1, "end": 0}

@@ -26,11 +26,11 @@ class NoiseStatistics:
     eigenvalues: tuple[float, float]
 
 
-ROWS = 20_000  # of noise, at most, that are looked at
+ROWS = 10_000  # of noise, at most, that are looked at
 
 
 def diagnose(noise: np.ndarray, sigma: float, *, seed: int) -> dict[str, Any]:
-    """Compares a teacher's noise with N(0, I) on up to 20,000 of its draws.
+    """Compares a teacher's noise with N(0, I) on up to 10,000 of its draws.
 
     Arguments:
         noise: f of N images, K draws each, an array with shape (N, K, *event); images are in no

@@ -29,6 +29,7 @@ from nfm.teacher.loss import bits_per_dim
 SHOWN = 10  # samples kept for the report, one a class where there are that many
 PATHS = 24  # trajectories kept for the report
 PATH_STEPS = 32
+CURVED = 256  # trajectories that the curvature is a mean over; with 128 steps each it costs most otherwise
 
 Setting = tuple[str, int]  # a solver's name and its NFE
 
@@ -141,8 +142,8 @@ def _samples(model: SiT, noise: Tensor, label: Tensor | None, setting: Setting, 
 
 
 def _curvature(model: SiT, noise: Tensor, label: Tensor | None, params: Params) -> float:
-    velocity = guided(model, label, params.evaluate.guidance)
-    return curvature(velocity, noise, steps=params.evaluate.curvature_steps)
+    velocity = guided(model, None if label is None else label[:CURVED], params.evaluate.guidance)
+    return curvature(velocity, noise[:CURVED], steps=params.evaluate.curvature_steps)
 
 
 def _paths(model: SiT, noise: Tensor, label: Tensor | None, section: Evaluate) -> Tensor:
