@@ -91,7 +91,7 @@ class Train(Section):
     final_lr: Annotated[float, Field(ge=0, le=1)]  # share of lr that the cosine ends at
     clip: PositiveFloat  # gradient norm
     ema: Share
-    precision: Literal["no", "bf16", "fp16"]
+    precision: Literal["fp32", "bf16", "fp16"]  # not "no", which YAML 1.1 reads as false
     max_skipped: PositiveInt  # updates with a loss that is not finite, in a row
 
 

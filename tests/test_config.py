@@ -110,3 +110,19 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
     (tmp_path / "params.yaml").write_text("3")
     with pytest.raises(InputError, match="expected sections"):
         load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("text", [(ROOT / "params.yaml").read_text(), *map(recipe_text, recipe_names())])
+def test_params_mean_the_same_after_dvc_has_rewritten_them(tmp_path, text):
+    """As `dvc exp run -S` does, by the rules of YAML 1.2 and with its own quotes."""
+    from dvc.utils.serialize import modify_yaml
+
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    before = load_params(path).model_dump()
+    with modify_yaml(path) as mapping:
+        mapping["student"]["width"] = 96
+    after = load_params(path).model_dump()
+    assert after["student"].pop("width") == 96
+    before["student"].pop("width")
+    assert after == before

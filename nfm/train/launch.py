@@ -40,7 +40,7 @@ def open_accelerator(precision: Literal["no", "bf16", "fp16"]) -> Accelerator:
     )
     if precision == "fp16" and accelerator.scaler is None:
         raise InputError(
-            f"precision is 'fp16', which the device {accelerator.device} does not train in; use 'bf16' or 'no'"
+            f"precision is 'fp16', which the device {accelerator.device} does not train in; use 'bf16' or 'fp32'"
         )
     if accelerator.distributed_type in _SHARDED:
         raise InputError(

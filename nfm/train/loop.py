@@ -180,5 +180,5 @@ def _diverged(name: str, tally: Tally, outcome: Outcome) -> InputError:
     return InputError(
         f"{name}: loss or gradient was not finite in {tally.in_a_row} updates in a row, at update "
         f"{tally.step} with loss {outcome.loss:.3g} and gradient norm {outcome.grad_norm:.3g}; "
-        "lower lr or clip, lengthen warmup, or set precision to 'bf16' or 'no' instead of 'fp16'"
+        "lower lr or clip, lengthen warmup, or set precision to 'bf16' or 'fp32' instead of 'fp16'"
     )
