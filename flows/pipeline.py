@@ -218,7 +218,7 @@ def closing(folder: Path) -> str:
     return (
         f"\n{headline.read_text()}\n"
         f"Report:  {report.resolve().as_uri()}\n"
-        "MLflow:  `make ui`, then http://127.0.0.1:5000, experiment nfm\n"
+        "MLflow:  `make ui`, then http://127.0.0.1:5000/#/experiments/1/runs\n"
         "Prefect: `make ui`, then http://127.0.0.1:4200, flow nfm"
     )
 

@@ -291,7 +291,7 @@ def test_trainings_of_different_precision_follow_each_other_in_one_process():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU trains in fp16")
 def test_fp16_without_a_gpu_is_refused():
-    with pytest.raises(InputError, match=r"precision is 'fp16'.*'bf16' or 'no'"):
+    with pytest.raises(InputError, match=r"precision is 'fp16'.*'bf16' or 'fp32'"):
         run(Position(), lambda model, index, generator: model(), a_plan(precision="fp16"))
 
 
