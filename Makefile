@@ -31,10 +31,10 @@ check: $(READY) ## lint, format, types, import arrows
 	$(BIN)/lint-imports
 
 ui: $(READY) ## MLflow on http://127.0.0.1:5000 and Prefect on http://127.0.0.1:4200, until Ctrl-C
-	@trap 'kill 0' INT TERM EXIT; \
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 \
-		--backend-store-uri $(MLFLOW_TRACKING_URI) --default-artifact-root $(CURDIR)/mlartifacts & \
-	$(BIN)/prefect server start --host 127.0.0.1 --port 4200 & wait
+	@trap 'trap - INT TERM EXIT; kill $$mlflow $$prefect 2>/dev/null; wait' INT TERM EXIT; \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
+		--backend-store-uri $(MLFLOW_TRACKING_URI) --default-artifact-root $(CURDIR)/mlartifacts & mlflow=$$!; \
+	$(BIN)/prefect server start --host 127.0.0.1 --port 4200 & prefect=$$!; wait
 
 lock: $(BIN)/uv ## resolve the dependencies anew into requirements.lock
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras \

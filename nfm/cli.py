@@ -130,6 +130,15 @@ def main() -> None:
         )
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        _leave_group()
+
+
+def _leave_group() -> None:
+    """Ends the process group that a training under `accelerate launch` has joined."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _fail(sentence: str) -> None:
