@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from nfm.errors import InputError
+from nfm.validation import sentences
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -274,7 +275,7 @@ def parse_params(mapping: dict[str, Any], origin: str) -> Params:
     try:
         return Params.model_validate(mapping)
     except ValidationError as error:
-        first, *others = _by_key(error, mapping)
+        first, *others = sentences(error, mapping)
         more = f" ({len(others)} more after it)" if others else ""
         raise InputError(f"{origin}: {first}{more}") from error
 
@@ -323,57 +324,3 @@ def _child(node: Any, name: str, key: str) -> Any:
         hint = nearest(name, known) if known else "; it goes deeper than the params do"
         raise InputError(f"override {key!r} is no key of the params: {name!r} is unknown{hint}")
     return node[name]
-
-
-def _by_key(error: ValidationError, mapping: dict[str, Any]) -> list[str]:
-    """Returns one sentence a wrong key; what the members of a union wanted is joined by "or"."""
-    sentences: dict[str, str] = {}
-    for item in error.errors():
-        where, value = _locate(item["loc"], mapping)
-        key = ".".join(where)
-        sentence = _sentence(item, key, value)
-        if key in sentences and "expected " in sentences[key] and "expected " in sentence:
-            sentences[key] += " or " + sentence.split("expected ", 1)[1]
-        else:
-            sentences.setdefault(key, sentence)
-    return list(sentences.values())
-
-
-def _sentence(error: Any, key: str, value: Any) -> str:
-    """Turns one pydantic error into a sentence that names the key, the value and the way out."""
-    message = error["msg"].removeprefix("Value error, ")
-    match error["type"]:
-        case "missing" if isinstance(value, list):
-            return f"{key} is {value!r}, expected {len(value) + 1} values"
-        case "missing":
-            return f"{key} is missing; every key is stated, see `python -m nfm recipe digits`"
-        case "union_tag_invalid":
-            return f"{key}.kind is {error['ctx']['tag']!r}, expected {error['ctx']['expected_tags']}"
-        case "union_tag_not_found":
-            return f"{key}.kind is missing; it chooses the variant"
-        case "value_error":
-            return f"{key}: {message}" if key else message
-        case "model_type" | "dict_type" | "model_attributes_type":
-            return f"{key} is {value!r}, expected a section"
-        case "too_long" | "too_short":
-            count = error["ctx"].get("max_length", error["ctx"].get("min_length"))
-            return f"{key} is {value!r}, expected {count} value{'s' * (count > 1)}"
-        case _:
-            wanted = message.replace("Input should be", "expected").replace("a valid tuple", "a list")
-            return f"{key} is {value!r}, {wanted}"
-
-
-def _locate(loc: tuple[Any, ...], mapping: Any) -> tuple[list[str], Any]:
-    """Drops variant names from a pydantic location; returns the keys and the value there."""
-    keys, node = [], mapping
-    for part in loc:
-        if isinstance(node, dict):
-            inside = part in node
-        else:
-            inside = isinstance(node, list) and isinstance(part, int) and part < len(node)
-        if inside:
-            node = node[part]
-        elif part != loc[-1] or not isinstance(node, dict) or part == node.get("kind"):
-            continue  # the name of a variant or of a plain type in a union
-        keys.append(str(part))
-    return keys, node
