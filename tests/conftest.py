@@ -195,3 +195,33 @@ def tiny(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tin
     monkeypatch.setenv("RUNS", str(tiny.runs))
     monkeypatch.setenv("NFM_TRACKER", "none")
     return tiny
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[dict[str, str]]:
+    """An S3 server over HTTP, with a bucket; gives the environment that DVC needs."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    }
+    import boto3
+
+    address = f"http://{host}:{port}"
+    client = boto3.client(
+        "s3",
+        endpoint_url=address,
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+    client.create_bucket(Bucket="store")
+    yield {**environment, "ADDRESS": address}
+    server.stop()
