@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def environment(**more):
-    """The machine's environment without this session's MLflow, one thread, and programs of this interpreter."""
+    """The caller's environment without its settings of ours, and with this interpreter's programs first."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_", "NFM_"))}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
     return {**kept, "PATH": path, "NFM_TRACKER": "jsonl", **more}
