@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from prefect import State, flow
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.context import get_run_context
 from prefect.futures import PrefectFuture, wait
 from prefect.logging import get_run_logger
@@ -165,6 +165,11 @@ def publish(folder: Path) -> None:
     if rows:
         title = f"Fréchet distance by NFE, {summary.get('dataset', '')}"
         create_table_artifact(key="fd", table=rows, description=title)
+    curves = folder / "report" / "fd.png"
+    if curves.is_file():
+        # In the URL itself: the server need not reach this machine's files.
+        url = f"data:image/png;base64,{base64.b64encode(curves.read_bytes()).decode()}"
+        create_image_artifact(image_url=url, key="fd-curves", description="Fréchet distance against NFE")
     create_markdown_artifact(key="report", markdown=_report_markdown(folder))
 
 
@@ -174,10 +179,6 @@ def _report_markdown(folder: Path) -> str:
     run_id = record_of(folder, "report").get("run_id")
     if run_id:
         lines.append(f"MLflow run of the report stage: {run_id}")
-    curves = folder / "report" / "fd.png"
-    if curves.is_file():
-        image = base64.b64encode(curves.read_bytes()).decode()
-        lines.append(f"![Fréchet distance against NFE](data:image/png;base64,{image})")
     return "\n\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """The flow against DVC: both agree on what is up to date, and neither repeats the other's work."""
 
+import base64
 import os
 import shutil
 import signal
@@ -360,6 +361,8 @@ def test_the_report_stage_shows_in_prefect(tmp_path: Path):
     (tmp_path / "results" / "summary.json").write_text(
         '{"dataset": "digits", "fd": {"teacher": {"1": [9.0, 10.0]}, "independent": {"1": [28.7]}}}'
     )
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "fd.png").write_bytes(b"a picture")
 
     @flow
     def show():
@@ -367,8 +370,11 @@ def test_the_report_stage_shows_in_prefect(tmp_path: Path):
 
     show()
     with get_client(sync_client=True) as client:
-        table = next(a for a in client.read_artifacts() if a.key == "fd")
-    assert '{"coupling": "teacher", "1": 9.5}' in str(table.data)
+        shown = {artifact.key: str(artifact.data) for artifact in client.read_artifacts()}
+    assert '{"coupling": "teacher", "1": 9.5}' in shown["fd"]
+    encoded = shown["fd-curves"].partition("data:image/png;base64,")[2]
+    assert base64.b64decode(encoded) == b"a picture"
+    assert (tmp_path / "report" / "index.html").as_uri() in shown["report"]
 
 
 def test_the_most_urgent_of_those_that_wait_goes_first():
