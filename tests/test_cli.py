@@ -184,6 +184,21 @@ def test_a_damaged_input_is_named(project, monkeypatch, capsys, path, command, d
     assert Path(path).name in refused(project, monkeypatch, capsys, *command)
 
 
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [
+        ("artifacts/data/train/images-00000.u8", ["student", "--coupling", "teacher"]),
+        ("artifacts/data/test/images-00000.u8", ["evaluate", "--teacher"]),
+        ("artifacts/teacher/0/teacher.safetensors", ["couple", "--coupling", "teacher"]),
+    ],
+)
+def test_a_flipped_bit_in_an_input_is_named(project, monkeypatch, capsys, path, command):
+    content = bytearray((project / path).read_bytes())
+    content[-1] ^= 1
+    (project / path).write_bytes(content)
+    assert Path(path).name in refused(project, monkeypatch, capsys, *command)
+
+
 def test_a_model_of_other_images_is_refused(project, monkeypatch, capsys):
     folder = {"kind": "folder", "folder": "images", "size": 16, "channels": 1, "filter": "box"}
     write_params(project, data={**folder, "test_fraction": 0.5, "seed": 0})

@@ -12,7 +12,7 @@ def couple(root: Path, params: Params, coupling: str, seed: int) -> None:
     """Writes artifacts/coupling/<coupling>-<seed>/ and the coupling's diagnostics."""
     section, item = params.coupling[coupling], f"{coupling}-{seed}"
     data = root / "artifacts" / "data" / "train"
-    split = Split.open(data)
+    split = Split.open(data, verify=True)
     from_teacher = isinstance(section, TeacherCoupling)
     teacher = root / "artifacts" / "teacher" / str(seed) / "teacher.safetensors"
     with stage_run(

@@ -93,7 +93,7 @@ def _evaluation(
     """Opens the stage with its measure against the test images."""
     data = root / "artifacts" / "data" / "test"
     features = root / "artifacts" / "features" / "features.safetensors"
-    test = Split.open(data)
+    test = Split.open(data, verify=True)
     with stage_run(
         address,
         root,

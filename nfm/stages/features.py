@@ -14,7 +14,7 @@ def features(root: Path, params: Params) -> None:
     """Writes artifacts/features/features.safetensors, its test accuracy and the floor of FD."""
     section = params.features
     train_data, test_data = (root / "artifacts" / "data" / name for name in ("train", "test"))
-    split, test = Split.open(train_data), Split.open(test_data)
+    split, test = Split.open(train_data, verify=True), Split.open(test_data, verify=True)
     arguments = features_arguments(section, split.shape, len(split.classes))
     with stage_run(
         "features",

@@ -16,7 +16,7 @@ def student(root: Path, params: Params, coupling: str, seed: int) -> None:
     section, item = params.student, f"{coupling}-{seed}"
     data = root / "artifacts" / "data" / "train"
     pairing = root / "artifacts" / "coupling" / item
-    split = Split.open(data)
+    split = Split.open(data, verify=True)
     arguments = student_arguments(section, split.shape, len(split.classes))
     with stage_run(
         f"student@{item}",

@@ -14,7 +14,7 @@ def teacher(root: Path, params: Params, seed: int) -> None:
     """Writes artifacts/teacher/<seed>/teacher.safetensors, the averaged weights."""
     section = params.teacher
     data = root / "artifacts" / "data" / "train"
-    split = Split.open(data)
+    split = Split.open(data, verify=True)
     arguments = teacher_arguments(section, split.shape, len(split.classes))
     with stage_run(
         f"teacher@{seed}",
