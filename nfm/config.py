@@ -27,6 +27,8 @@ from nfm.validation import sentences
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+# Share of the training images to measure on instead of the test images, which are then left out; null: the test images.
+Validation = Fraction | None
 Patch = tuple[PositiveInt, PositiveInt]
 
 
@@ -52,6 +54,7 @@ class DigitsData(Section):
 
     kind: Literal["digits"]
     test_fraction: Fraction
+    validation: Validation
     seed: NonNegativeInt
 
 
@@ -62,6 +65,7 @@ class MnistData(Section):
     folder: str
     size: Literal[16, 28, 32]
     download: bool
+    validation: Validation
     seed: NonNegativeInt
 
 
@@ -74,6 +78,7 @@ class FolderData(Section):
     channels: Literal[1, 3]
     filter: Literal["box", "bilinear", "bicubic", "lanczos"]
     test_fraction: Fraction
+    validation: Validation
     seed: NonNegativeInt
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from PIL import Image
 from torchvision.datasets import MNIST as MIRRORED
 
 from nfm.artifacts import read_json, sha256
+from nfm.build.data import make_source
+from nfm.config import DigitsData
 from nfm.data import idx, shards
 from nfm.data.idx import read_idx
 from nfm.data.shards import Split, from_uint8, to_uint8, write_split
-from nfm.data.source import digits, folder, mnist, stratified_split
+from nfm.data.source import digits, folder, mnist, stratified_split, with_validation
 from nfm.errors import InputError
 
 COUNTS = {"train": 30, "t10k": 20}
@@ -368,6 +371,41 @@ def test_a_folders_mistake_is_named(pictures, make):
     message = make(pictures)
     with pytest.raises(InputError, match=message):
         read(pictures)
+
+
+# Validation
+
+
+def rows(images: torch.Tensor) -> list[bytes]:
+    return [image.numpy().tobytes() for image in images]
+
+
+def test_validation_images_are_training_images_cut_evenly_and_no_test_image_is_left():
+    section = {"kind": "digits", "test_fraction": 0.3, "seed": 0}
+    whole, cut = (make_source(DigitsData(**section, validation=share), Path()) for share in (None, 0.2))
+    train, validation = rows(cut.train[0]), rows(cut.test[0])
+    assert sorted(train + validation) == sorted(rows(whole.train[0]))
+    # The digits hold no image twice, so these sets tell images apart.
+    assert not set(train) & set(validation)
+    assert not set(rows(whole.test[0])) & set(train + validation)
+    share = cut.test[1].bincount() - 0.2 * whole.train[1].bincount()
+    assert share.abs().max() < 1
+    of = {row: int(label) for row, label in zip(rows(whole.train[0]), whole.train[1], strict=True)}
+    assert [of[row] for row in train + validation] == torch.cat([cut.train[1], cut.test[1]]).tolist()
+    assert "no test image" in cut.notes
+
+
+def test_images_without_labels_have_validation_images_too(pictures):
+    shutil.rmtree(pictures / "light")
+    source = with_validation(read(pictures, test_fraction=0.2), 0.5, 0)
+    assert (len(source.train[0]), len(source.test[0]), source.test[1]) == (2, 2, None)
+
+
+def test_too_few_images_for_validation_are_named(tmp_path):
+    for name in "ab":
+        save(tmp_path / "x" / f"{name}.png", flat(0))
+    with pytest.raises(InputError, match=r"data\.validation is 0\.5, but .* has 1 training images"):
+        with_validation(read(tmp_path), 0.5, 0)
 
 
 # Shards

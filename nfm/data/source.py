@@ -1,6 +1,6 @@
 """Data sets by name, read into memory as uint8 images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,10 @@ from torch.nn import functional
 
 from nfm.data.idx import read_mnist
 from nfm.data.images import FILTERS, MODES, list_images, read_image
+from nfm.errors import InputError
 from nfm.random import generator_for
+
+VALIDATION = 1  # stream of the choice of validation images; that of the test images has no counter
 
 Examples = tuple[Tensor, Tensor | None]  # uint8 images (N, C, H, W), int64 labels (N,)
 
@@ -138,7 +141,34 @@ def folder(path: Path, size: int, channels: int, filter: str, test_fraction: flo
     )
 
 
-def stratified_split(label: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def with_validation(source: Source, share: float, seed: int) -> Source:
+    """Measures on a share of the training images; the test images are left out entirely.
+
+    For choosing settings, so that the test images stay unseen until the final figures. The choice is
+    stratified and independent of the choice of test images.
+
+    Arguments:
+        source: The data set.
+        share: Of the training images to measure on, between 0 and 1.
+        seed: Seed of the choice.
+
+    Raises:
+        InputError: There are too few training images.
+    """
+    images, label = source.train
+    strata = torch.zeros(len(images), dtype=torch.long) if label is None else label
+    train, validation = stratified_split(strata, share, seed, VALIDATION)
+    if len(validation) == 0:
+        raise InputError(f"data.validation is {share}, but {source.name} has {len(images)} training images to share")
+
+    def rows(index: Tensor) -> Examples:
+        return images[index], None if label is None else label[index]
+
+    notes = f"{source.notes}; the split test holds a share of {share} of the training images, and no test image"
+    return replace(source, train=rows(train), test=rows(validation), notes=notes)
+
+
+def stratified_split(label: Tensor, fraction: float, seed: int, *counters: int) -> tuple[Tensor, Tensor]:
     """Splits the indices 0..N-1 so that each class is cut in the same ratio.
 
     ceil(fraction N) images are for testing. Each class gives its share rounded down, and those
@@ -148,6 +178,7 @@ def stratified_split(label: Tensor, fraction: float, seed: int) -> tuple[Tensor,
         label: Classes as int64, with shape (N,), at least two images each.
         fraction: Share of the images to test on, between 0 and 1.
         seed: Seed of the choice.
+        counters: Make the choice another one.
 
     Returns:
         Indices to train on and indices to test on, each sorted.
@@ -158,7 +189,7 @@ def stratified_split(label: Tensor, fraction: float, seed: int) -> tuple[Tensor,
     extra = int(torch.tensor(len(label) * fraction).ceil()) - int(quota.sum())
     quota[(quota - share).argsort(stable=True)[:extra]] += 1
     quota = quota.clamp(min=1).minimum(count - 1)
-    generator = generator_for(seed)
+    generator = generator_for(seed, *counters)
     chosen = []
     for k, wanted in enumerate(quota.tolist()):
         members = (label == k).nonzero()[:, 0]
