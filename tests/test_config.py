@@ -39,6 +39,8 @@ WRONG = {
     "text for a list": ({"couplings": "teacher"}, "expected a list"),
     "patch of one number": ({"student.patch": [1]}, "expected 2 values"),
     "number for a section": ({"data": 3}, "expected a section"),
+    "unknown key of a variant with a key of its name": ({"data": {"kind": "folder", "flop": 1}}, "yaml: data: 'flop'"),
+    "wrong key named as its variant": ({"data": {"kind": "folder", "folder": 3}}, "data.folder is 3"),
     "keys of another kind missing": ({"data": {"kind": "mnist"}}, "data.folder is missing"),
 }
 
