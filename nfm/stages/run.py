@@ -66,6 +66,7 @@ def stage_run(
     *,
     sections: Mapping[str, BaseModel],
     inputs: Sequence[Path] = (),
+    judges: str = "",
     tags: dict[str, Any] | None = None,
 ) -> Iterator[StageRun]:
     """Opens a tracked execution of a stage; on a clean exit writes its record, drops its checkpoint.
@@ -76,10 +77,12 @@ def stage_run(
         params: All params.
         sections: The sections that the stage reads, by name.
         inputs: The files that decide its outputs (a manifest stands for the shards it sums up).
+        judges: Name of a part of those sections that judges the outputs and does not decide them; it
+            is no part of the key, so that work goes on when it changes.
         tags: More tags for the tracker.
     """
     start = time.monotonic()
-    key = _key(address, root, sections, inputs)
+    key = _key(address, root, sections, inputs, judges)
     state = PartialState()
     device = torch.device(state.device or "cpu")
     if device.type == "cpu":
@@ -112,12 +115,12 @@ def _record(run: StageRun, seconds: float) -> dict[str, Any]:
     }
 
 
-def _key(address: str, root: Path, sections: Mapping[str, BaseModel], inputs: Sequence[Path]) -> str:
+def _key(address: str, root: Path, sections: Mapping[str, BaseModel], inputs: Sequence[Path], judges: str) -> str:
     sources = sorted(Path(nfm.__file__).parent.rglob("*.py"))
     return digest(
         {
             "stage": address,
-            "sections": {k: v.model_dump(mode="json") for k, v in sections.items()},
+            "sections": {k: v.model_dump(mode="json", exclude={judges}) for k, v in sections.items()},
             "inputs": {str(path.relative_to(root)): sha256(path) for path in inputs},
             "code": [sha256(path) for path in sources],
         }
