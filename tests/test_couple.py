@@ -44,7 +44,8 @@ def one_thread(monkeypatch):
 def prepared(tmp_path_factory):
     """A project with small images and a teacher that is no good."""
     folder = tmp_path_factory.mktemp("prepared")
-    images = torch.randint(256, (COUNT, *SHAPE), generator=generator_for(0)).to(torch.uint8)
+    # Of one grey each, so that the noise of a teacher that is no good has one large eigenvalue.
+    images = torch.randint(256, (COUNT, 1, 1, 1), generator=generator_for(0)).to(torch.uint8).expand(-1, *SHAPE)
     label = torch.arange(COUNT) % 2
     write_split(folder / "artifacts/data/train", images, label, dataset="noise", classes=("a", "b"), seed=0)
     torch.manual_seed(0)
@@ -196,8 +197,9 @@ def test_an_error_in_one_process_ends_all_and_the_work_of_all_is_kept(project, w
 
 
 def script(folder, mode, launch=False):
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "NFM_TRACKER": "none"}
+    # Without --multi_gpu, accelerate starts one process on a machine that has no GPU.
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NFM_TRACKER": "none", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *(launcher if launch else []), __file__, mode, str(folder)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 

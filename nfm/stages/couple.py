@@ -5,8 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from nfm.build.coupling import prepare_coupling
 from nfm.build.draws import Draws, open_draws, thresholds
 from nfm.config import Gate, Params, TeacherCoupling
@@ -16,6 +14,7 @@ from nfm.coupling.shards import SHARD_BYTES
 from nfm.data.shards import Split
 from nfm.errors import InputError
 from nfm.stages.run import StageRun, stage_run
+from nfm.train.launch import open_processes
 
 
 def couple(root: Path, params: Params, coupling: str, seed: int, shard_bytes: int = SHARD_BYTES) -> None:
@@ -46,7 +45,7 @@ def couple(root: Path, params: Params, coupling: str, seed: int, shard_bytes: in
         if isinstance(section, TeacherCoupling):
             options = {"seed": seed, "device": run.device, "shard_bytes": shard_bytes}
             draws = open_draws(section, run.checkpoint, split, teacher, **options)
-            draws.encode(params.run.sample_batch, PartialState(), run.report)
+            draws.encode(params.run.sample_batch, open_processes(), run.report)
             figures = _judged(run, draws, section.gate, f"coupling.{coupling}.gate") if run.main else {}
         if run.main:
             figures |= prepare_coupling(section, folder, split, draws=draws, seed=seed, device=run.device)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from pydantic import BaseModel
 
 import nfm
@@ -20,6 +19,7 @@ from nfm.config import Params
 from nfm.tracker import Tracker, record_path
 from nfm.tracking import open_tracker
 from nfm.train.checkpoint import discard
+from nfm.train.launch import open_processes
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def stage_run(
     """
     start = time.monotonic()
     key = _key(address, root, sections, inputs, judges)
-    state = PartialState()
+    state = open_processes()
     device = torch.device(state.device or "cpu")
     if device.type == "cpu":
         # One thread gives the same bits on any machine, and is fastest for small models.
