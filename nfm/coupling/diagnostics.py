@@ -83,6 +83,7 @@ def c2st(z: Tensor, label: Tensor | None, *, seed: int) -> HeldOut:
         seed: Seed of the split, the normal sample and the classifier.
     """
     from sklearn.neural_network import MLPClassifier  # takes seconds to import
+    from threadpoolctl import threadpool_limits  # scikit-learn's own
 
     if label is not None and label.shape != z.shape[:1]:
         raise ValueError(f"label has shape {tuple(label.shape)}, expected ({len(z)},), one an image")
@@ -92,7 +93,8 @@ def c2st(z: Tensor, label: Tensor | None, *, seed: int) -> HeldOut:
     given = [_seen(z.cpu().float(), label), _seen(normal, label)]
     x = np.concatenate([part[~test].flatten(0, 1) for part in given])
     classifier = MLPClassifier((128,), early_stopping=True, max_iter=60, random_state=seed)
-    with warnings.catch_warnings():
+    # numpy's threads are as many as cores, and their number changes the bits.
+    with threadpool_limits(torch.get_num_threads()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that 60 rounds were not enough; it then tells z well before
         classifier.fit(x, np.repeat([1, 0], len(x) // 2))
     right = [
