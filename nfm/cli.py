@@ -56,7 +56,10 @@ def couple(coupling: CouplingName, seed: Seed = 0) -> None:
     """Prepare one coupling: fit its potentials, or read noise off the teacher."""
     from nfm.stages.couple import couple as stage
 
-    stage(Path.cwd(), _params_with(coupling), coupling, seed)
+    params = _params_with(coupling)
+    if params.coupling[coupling].kind == "teacher":
+        _with_processes()
+    stage(Path.cwd(), params, coupling, seed)
 
 
 @app.command()

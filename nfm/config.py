@@ -146,11 +146,30 @@ class SemidiscreteOTCoupling(Section):
     lr: PositiveFloat
 
 
+class Gate(Section):
+    """What the card of a teacher's coupling may show; outside it the stage fails, unless allowed."""
+
+    c2st: Annotated[float, Field(gt=0.5, le=1)]  # accuracy of telling z from N(0, I), overall and in each class
+    eigenvalues: tuple[PositiveFloat, PositiveFloat]  # of the covariance, smallest and largest
+    mean_drift: PositiveFloat  # of a class's mean from that of all, per dimension
+    variance_drift: PositiveFloat  # the same of its variance
+    round_trip: PositiveFloat  # largest |decode(encode(x)) - x|, on the scale of [-1, 1]
+    allow: bool  # whether a coupling outside it is used all the same
+
+    @model_validator(mode="after")
+    def _check(self) -> "Gate":
+        low, high = self.eigenvalues
+        if low >= high:
+            raise ValueError(f"eigenvalues is {[low, high]}, expected the smallest first; N(0, I) has 1 and 1")
+        return self
+
+
 class TeacherCoupling(Section):
     """Noise read off a trained teacher (NFM)."""
 
     kind: Literal["teacher"]
     draws: PositiveInt | Literal["online"]  # stored noised copies of each image, or fresh ones
+    gate: Gate
 
 
 CouplingSection = Annotated[

@@ -204,6 +204,37 @@ def coupling_diagnostics(mean: Tensor, variance: Tensor, path: Path) -> Figure:
     )
 
 
+def draw_card(card: Mapping[str, Any], path: Path) -> Figure:
+    """Draws a teacher's card: C2ST and drifts by class, with their errors, and the moments per dimension.
+
+    Arguments:
+        card: What card.json holds.
+        path: The file to write.
+    """
+    (low, high), score, looked = card["eigenvalues"], card["c2st"], card["looked_at"]
+    text = (
+        f"C2ST {score['value']:.3f} ± {score['error']:.3f}, eigenvalues {low:.2f} to {high:.2f}, "
+        f"σ {card['sigma']:.3f}, round trip {card['round_trip']:.1e}; "
+        f"{looked['draws']} draws of {looked['images']} images"
+    )
+    with _drawn(path, 9.0, 4.6) as canvas:
+        axes = canvas.subplot_mosaic([["c2st", "mean_drift", "variance_drift"], ["mean", "variance", "eigenvalues"]])
+        for name, title in (("c2st", "C2ST"), ("mean_drift", "drift of mean"), ("variance_drift", "drift of variance")):
+            _draw_by_class(axes[name], {c: entry[name] for c, entry in card["classes"].items()}, name == "c2st")
+            axes[name].set_title(f"{title}, by class", loc="left")
+        for name, ideal in (("mean", 0.0), ("variance", 1.0)):
+            _draw_histogram(axes[name], torch.tensor(card[name]), ideal)
+            axes[name].set_xlabel(f"{name} of a dimension (N(0, I): {ideal:g})")
+        for height, ends in enumerate((card["eigenvalues_by_chance"], card["eigenvalues"])):
+            axes["eigenvalues"].plot(
+                ends, [height] * 2, color=(INK, COLOURS["teacher"])[height], marker="|", lw=2, ms=9
+            )
+        axes["eigenvalues"].set(ylim=(-0.6, 1.6), xlabel="eigenvalues of the covariance (N(0, I): 1)")
+        axes["eigenvalues"].set_yticks([0, 1], ["by\nchance", "z"])
+        canvas.suptitle(text, x=0.01, ha="left", size=10)
+    return Figure(path, f"The teacher's coupling: {text}.")
+
+
 def hero(
     samples: Mapping[str, Mapping[int, Tensor]],
     fd: Values,
@@ -358,6 +389,27 @@ def _draw_histogram(ax: "Axes", values: Tensor, ideal: float) -> None:
     ax.hist(values.flatten().numpy(), bins=16, color=COLOURS["teacher"])
     ax.axvline(ideal, color=INK, lw=1.2, ls=(0, (4, 3)))
     ax.locator_params(axis="y", integer=True, nbins=4)
+
+
+def _draw_by_class(ax: "Axes", found: Mapping[str, Mapping[str, float] | None], score: bool) -> None:
+    """Draws accuracies with error bars about 0.5, or drifts as bars with what sampling alone gives as lines."""
+    shown = {name: entry for name, entry in found.items() if entry}
+    if not shown:
+        ax.text(0.5, 0.5, "too few images of a class,\nor no classes", ha="center", va="center", color=MUTED)
+        ax.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1))
+        return
+    x, values = range(len(shown)), [entry["value"] for entry in shown.values()]
+    errors = [entry["error"] for entry in shown.values()]
+    if score:
+        ax.errorbar(x, values, errors, fmt="o", ms=4, color=COLOURS["teacher"], ecolor=MUTED, elinewidth=0.9)
+        ax.axhline(0.5, color=INK, lw=1.2, ls=(0, (4, 3)))
+    else:
+        ax.bar(x, values, width=0.7, color=COLOURS["teacher"])
+        ax.hlines(errors, [i - 0.45 for i in x], [i + 0.45 for i in x], color=INK, lw=1.2, label="by chance")
+        ax.set_ylim(0, 1.3 * max(*values, *errors))
+        ax.legend(loc="upper right")
+    few = len(shown) <= 12
+    ax.set_xticks(list(x) if few else [], [name[:8] for name in shown] if few else [])
 
 
 def _means(values: Mapping[str, Sequence[float]]) -> list[float]:

@@ -118,7 +118,7 @@ def test_online_draws_train_a_student_from_a_copy_of_the_teacher(project, monkey
     write_params(project, **{"coupling.teacher.draws": "online"})
     assert nfm(monkeypatch, "couple", "--coupling", "teacher") == 0
     folder = project / "artifacts" / "coupling" / "teacher-0"
-    assert {p.name for p in folder.iterdir()} == {"coupling.json", "teacher.safetensors"}
+    assert {p.name for p in folder.iterdir()} == {"card.json", "card.png", "coupling.json", "teacher.safetensors"}
     stored = (project / "artifacts" / "student" / "teacher-0" / "student.safetensors").read_bytes()
     assert nfm(monkeypatch, "student", "--coupling", "teacher") == 0
     assert (project / "artifacts" / "student" / "teacher-0" / "student.safetensors").read_bytes() != stored
@@ -165,7 +165,7 @@ def test_a_mistake_in_params_or_options_is_one_sentence(project, monkeypatch, ca
         ("artifacts/data/train/images-00000.u8", ["teacher"]),
         ("artifacts/data/test/labels.i64", ["evaluate", "--teacher"]),
         ("artifacts/teacher/0/teacher.safetensors", ["couple", "--coupling", "teacher"]),
-        ("artifacts/coupling/teacher-0/noise.f16", ["student", "--coupling", "teacher"]),
+        ("artifacts/coupling/teacher-0/noise-00000.f16", ["student", "--coupling", "teacher"]),
         ("artifacts/coupling/semidiscrete-ot-0/potentials.safetensors", ["student", "--coupling", "semidiscrete-ot"]),
         ("artifacts/student/teacher-0/student.safetensors", ["evaluate", "--coupling", "teacher"]),
         ("artifacts/features/features.safetensors", ["evaluate", "--teacher"]),
@@ -190,6 +190,7 @@ def test_a_damaged_input_is_named(project, monkeypatch, capsys, path, command, d
         ("artifacts/data/train/images-00000.u8", ["student", "--coupling", "teacher"]),
         ("artifacts/data/test/images-00000.u8", ["evaluate", "--teacher"]),
         ("artifacts/teacher/0/teacher.safetensors", ["couple", "--coupling", "teacher"]),
+        ("artifacts/coupling/teacher-0/noise-00000.f16", ["student", "--coupling", "teacher"]),
     ],
 )
 def test_a_flipped_bit_in_an_input_is_named(project, monkeypatch, capsys, path, command):

@@ -103,7 +103,9 @@ def test_the_summary_has_the_documented_shape(project):
         assert all(len(v) == 1 for by_nfe in summary[name].values() for v in by_nfe.values())
     assert set(summary["curvature"]) == couplings
     assert set(summary["teacher"]) == {"bits_per_dim", "fd_raw", "fd_denoised", "seconds_per_image"}
-    assert set(summary["coupling"]) == {"c2st", "eigenvalues", "round_trip", "sigma"}
+    of_card = {"c2st", "c2st_error", "c2st_by_class", "eigenvalues", "mean_drift", "variance_drift"}
+    assert set(summary["coupling"]) == of_card | {"round_trip", "sigma", "gate"}
+    assert [verdict["passed"] for verdict in summary["coupling"]["gate"]] == [False]  # and allowed
     assert summary["coupling"]["round_trip"] < 1e-3
     assert all(seconds > 0 for seconds in summary["seconds"].values())
     # At NFE 5 both solvers measure: the table has Euler's.

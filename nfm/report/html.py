@@ -135,12 +135,36 @@ def _coupling_facts(summary: Mapping[str, Any]) -> str:
     low, high = found["eigenvalues"]
     rows = [
         ("C2ST accuracy", f"{found['c2st']:.3f}", "0.5, when no classifier can tell z from N(0, I)"),
+        *_by_class(found),
         ("covariance, eigenvalues", f"{low:.2f} to {high:.2f}", "1"),
         ("scale σ<sub>f</sub>", f"{found['sigma']:.3f}", "1; z is divided by it"),
         ("round trip", f"{found['round_trip']:.1e}", "0, the largest error of decode(encode(x)), pixels in [−1, 1]"),
     ]
     caption = "The noise z that the teacher pairs with the training images, mean of seeds."
-    return facts(rows, ("measure", "value", "perfect is"), caption)
+    return facts([*rows, *_gate(found)], ("measure", "value", "perfect is"), caption)
+
+
+def _by_class(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Returns what a card says of single classes, as far as there are any."""
+    rows, scores = [], found.get("c2st_by_class")
+    if scores:
+        worst = max(scores, key=scores.__getitem__)
+        each = ", ".join(f"{escape(c)}: {value:.2f}" for c, value in list(scores.items())[:20])
+        more = f", and {len(scores) - 20} more" if len(scores) > 20 else ""
+        rows.append((f"C2ST, class {escape(worst)}", f"{scores[worst]:.3f}", f"0.5; the worst class of {each}{more}"))
+    for name, what in (("mean_drift", "mean"), ("variance_drift", "variance")):
+        if name in found:
+            rows.append((f"drift of {what}", f"{found[name]:.3f}", "0, of the worst class from all, per dimension"))
+    return rows
+
+
+def _gate(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Returns the gate's verdict: passed by every seed, or the worst line of those that are outside."""
+    verdicts = found.get("gate", [])
+    outside = [escape(verdict["line"]) for verdict in verdicts if not verdict["passed"]]
+    if outside:
+        return [("gate", "outside, allowed", "; ".join(outside))]
+    return [("gate", "passed", "; ".join(f"nearest: {escape(v['line'])}" for v in verdicts))] if verdicts else []
 
 
 def _teacher_facts(summary: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from nfm.stages.run import stage_run
 from nfm.tracker import record_of
 
 TEACHER = "teacher"
+CARD = ("c2st", "c2st_error", "round_trip", "sigma", "mean_drift", "variance_drift")
 BY_NFE = ("fd", "kid", "precision", "recall", "accuracy")
 
 
@@ -43,8 +44,8 @@ def summarise(root: Path, params: Params) -> dict[str, Any]:
 
     Returns:
         By name: "fd" and the like as {coupling: {nfe: [a value per seed]}}, "curvature" as {coupling: [..]},
-        "teacher" and "coupling" as means over seeds, None without a teacher, "seconds" as {stage: seconds}. At an NFE
-        that both solvers measure the figure is Euler's; Heun's at 5 is in "fd_heun_5".
+        "teacher" and "coupling" as means over seeds (the gate has a verdict each), None without a teacher, "seconds" as
+        {stage: seconds}. At an NFE that both solvers measure the figure is Euler's; Heun's at 5 is in "fd_heun_5".
     """
     measured = {
         name: [read_json(root / "metrics" / "evaluate" / f"{name}-{seed}.json") for seed in params.seeds]
@@ -119,8 +120,13 @@ def _coupling(root: Path, params: Params) -> dict[str, Any] | None:
     if TEACHER not in params.couplings:
         return None
     runs = [read_json(root / "metrics" / "couple" / f"{TEACHER}-{seed}.json") for seed in params.seeds]
-    figures: dict[str, Any] = {name: fmean(run[name] for run in runs) for name in ("c2st", "round_trip", "sigma")}
+    names = [name for name in CARD if name in runs[0]]  # without classes nothing drifts between them
+    figures: dict[str, Any] = {name: fmean(run[name] for run in runs) for name in names}
     figures["eigenvalues"] = [fmean(run["eigenvalues"][end] for run in runs) for end in (0, 1)]
+    figures["c2st_by_class"] = {
+        c: fmean(run["c2st_by_class"][c] for run in runs if c in run["c2st_by_class"]) for c in runs[0]["c2st_by_class"]
+    }
+    figures["gate"] = [{"passed": run["gate"]["passed"], "line": run["gate"]["line"]} for run in runs]
     return figures
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from pydantic import BaseModel
 
 import nfm
@@ -20,6 +19,7 @@ from nfm.config import Params
 from nfm.tracker import Tracker, record_path
 from nfm.tracking import open_tracker
 from nfm.train.checkpoint import discard
+from nfm.train.launch import open_processes
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def stage_run(
     *,
     sections: Mapping[str, BaseModel],
     inputs: Sequence[Path] = (),
+    judges: str = "",
     tags: dict[str, Any] | None = None,
 ) -> Iterator[StageRun]:
     """Opens a tracked execution of a stage; on a clean exit writes its record, drops its checkpoint.
@@ -76,11 +77,13 @@ def stage_run(
         params: All params.
         sections: The sections that the stage reads, by name.
         inputs: The files that decide its outputs (a manifest stands for the shards it sums up).
+        judges: Name of a part of those sections that judges the outputs and does not decide them; it
+            is no part of the key, so that work goes on when it changes.
         tags: More tags for the tracker.
     """
     start = time.monotonic()
-    key = _key(address, root, sections, inputs)
-    state = PartialState()
+    key = _key(address, root, sections, inputs, judges)
+    state = open_processes()
     device = torch.device(state.device or "cpu")
     if device.type == "cpu":
         # One thread gives the same bits on any machine, and is fastest for small models.
@@ -112,12 +115,12 @@ def _record(run: StageRun, seconds: float) -> dict[str, Any]:
     }
 
 
-def _key(address: str, root: Path, sections: Mapping[str, BaseModel], inputs: Sequence[Path]) -> str:
+def _key(address: str, root: Path, sections: Mapping[str, BaseModel], inputs: Sequence[Path], judges: str) -> str:
     sources = sorted(Path(nfm.__file__).parent.rglob("*.py"))
     return digest(
         {
             "stage": address,
-            "sections": {k: v.model_dump(mode="json") for k, v in sections.items()},
+            "sections": {k: v.model_dump(mode="json", exclude={judges}) for k, v in sections.items()},
             "inputs": {str(path.relative_to(root)): sha256(path) for path in inputs},
             "code": [sha256(path) for path in sources],
         }

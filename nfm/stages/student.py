@@ -26,7 +26,7 @@ def student(root: Path, params: Params, coupling: str, seed: int) -> None:
         inputs=[data / "manifest.json", pairing / "coupling.json"],
         tags={"seed": seed, "coupling": coupling},
     ) as run:
-        pairs_of = load_coupling(pairing, split, run.device)
+        pairs_of = load_coupling(pairing, split, run.device, verify=True)
 
         def loss(model, batch, generator):
             pairs = pairs_of.pair(batch, generator)
