@@ -146,7 +146,9 @@ def by_command(folder, weights, images):
         (folder / name).mkdir()
         for i, image in enumerate(pixels):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / name / f"{i:02}.png")
-    options = "--fid --kid --prc --json --silent --cpu --no-cache --save-cpu-ram --feature-extractor inception-v3-compat"
+    options = (
+        "--fid --kid --prc --json --silent --cpu --no-cache --save-cpu-ram --feature-extractor inception-v3-compat"
+    )
     options += " --input1 fake --input2 real --kid-subsets 20 --kid-subset-size 10 --rng-seed 0"
     program = Path(sys.executable).with_name("fidelity")
     answer = subprocess.run(
