@@ -5,6 +5,7 @@ A section has no defaults: what a stage depends on stands in params.yaml, where 
 
 import difflib
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -198,6 +200,23 @@ class Student(Section):
     train: Train
 
 
+INCEPTION = "inputs/inception.pth"  # where `python -m nfm fetch` puts Inception's weights
+
+
+class Inception(Section):
+    """torch-fidelity's Inception weights, on whose features the Fréchet distance is FID."""
+
+    source: str  # path or URL that `python -m nfm fetch` brings the file from
+    sha256: str
+
+    @field_validator("sha256")
+    @classmethod
+    def _check(cls, value: str) -> str:
+        if not re.fullmatch("[0-9a-f]{64}", value):
+            raise ValueError(f"it is {value!r}, expected 64 hexadecimal digits, lower case")
+        return value
+
+
 class Evaluate(Section):
     """What is sampled and measured; noise and labels are shared by all couplings and seeds."""
 
@@ -208,7 +227,7 @@ class Evaluate(Section):
     euler: tuple[PositiveInt, ...]  # NFE
     heun: tuple[PositiveInt, ...]  # NFE, odd
     curvature_steps: PositiveInt
-    inception: str | None  # path of torch-fidelity's weights file; then FD is FID
+    inception: Inception | None  # then FD is FID
 
     @model_validator(mode="after")
     def _check(self) -> "Evaluate":

@@ -150,7 +150,7 @@ def fd_curves(
         floor: FD of the training images, drawn as a line.
         teacher: FD of the teacher's own denoised samples, drawn as a line.
         heun: NFEs that Heun sampled; Euler sampled the others.
-        metric: "FD", or "FID" on Inception's features.
+        metric: "FD", or "FID" on Inception's features, with its full name where there is one.
     """
     with _drawn(path, 5.0, 3.9) as canvas:
         _draw_curves(canvas.add_subplot(), fd, floor, teacher, heun, metric)
@@ -251,7 +251,7 @@ def hero(
         fd: One value a seed, by coupling and NFE.
         path: The file to write.
         floor: FD of the training images.
-        metric: "FD", or "FID" on Inception's features.
+        metric: "FD", or "FID" on Inception's features, with its full name where there is one.
         columns: NFEs to show; those that a coupling lacks are left out.
     """
     shown = [nfe for nfe in columns if all(nfe in images for images in samples.values())]

@@ -4,17 +4,21 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from nfm.artifacts import load_tensors
 from nfm.cli import main
 from nfm.config import read_mapping, with_overrides
+from nfm.stages import evaluate
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
+INCEPTION = {"source": "weights.pth", "sha256": "0" * 64}
 
 
 def nfm(monkeypatch, *arguments):
@@ -43,6 +47,7 @@ def trained(tmp_path_factory):
         for command in (
             ["prepare"],
             ["features"],
+            ["reference"],
             ["teacher"],
             ["couple", "--coupling", "semidiscrete-ot"],
             ["couple", "--coupling", "teacher"],
@@ -131,7 +136,7 @@ def test_an_unconditional_pipeline_runs(project, monkeypatch):
     assert nfm(monkeypatch, "evaluate", "--coupling", "teacher") == 0
     measured = json.loads((project / "metrics" / "evaluate" / "teacher-0.json").read_text())
     assert "accuracy" not in measured
-    assert measured["fd"]["euler-1"] > 0
+    assert measured["fd_digits_20"]["euler-1"] > 0
 
 
 @pytest.mark.parametrize(
@@ -151,6 +156,7 @@ def test_an_unconditional_pipeline_runs(project, monkeypatch):
             "data.folder",
         ),
         ({"evaluate.inception": "weights.pth"}, ["evaluate", "--teacher"], "evaluate.inception"),
+        ({"evaluate.inception": INCEPTION}, ["evaluate", "--coupling", "teacher"], "run `python -m nfm fetch`"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -169,6 +175,11 @@ def test_a_mistake_in_params_or_options_is_one_sentence(project, monkeypatch, ca
         ("artifacts/coupling/semidiscrete-ot-0/potentials.safetensors", ["student", "--coupling", "semidiscrete-ot"]),
         ("artifacts/student/teacher-0/student.safetensors", ["evaluate", "--coupling", "teacher"]),
         ("artifacts/features/features.safetensors", ["evaluate", "--teacher"]),
+        ("artifacts/features/features.safetensors", ["reference"]),
+        ("artifacts/data/test/labels.i64", ["reference"]),
+        ("artifacts/reference/train.safetensors", ["evaluate", "--coupling", "teacher"]),
+        ("artifacts/reference/test.safetensors", ["evaluate", "--teacher"]),
+        ("metrics/reference.json", ["report"]),
         ("metrics/evaluate/teacher-0.json", ["report"]),
     ],
 )
@@ -191,6 +202,7 @@ def test_a_damaged_input_is_named(project, monkeypatch, capsys, path, command, d
         ("artifacts/data/test/images-00000.u8", ["evaluate", "--teacher"]),
         ("artifacts/teacher/0/teacher.safetensors", ["couple", "--coupling", "teacher"]),
         ("artifacts/coupling/teacher-0/noise-00000.f16", ["student", "--coupling", "teacher"]),
+        ("artifacts/reference/test.safetensors", ["evaluate", "--coupling", "teacher"]),
     ],
 )
 def test_a_flipped_bit_in_an_input_is_named(project, monkeypatch, capsys, path, command):
@@ -198,6 +210,56 @@ def test_a_flipped_bit_in_an_input_is_named(project, monkeypatch, capsys, path, 
     content[-1] ^= 1
     (project / path).write_bytes(content)
     assert Path(path).name in refused(project, monkeypatch, capsys, *command)
+
+
+@pytest.mark.parametrize("command", [["evaluate", "--coupling", "teacher"], ["evaluate", "--teacher"]], ids=" ".join)
+def test_samples_are_the_same_in_any_batch_and_none_is_held_on_to(project, monkeypatch, command):
+    """With batches of 4 of 20 samples; the images of one batch are gone when the next but one is made."""
+    alive, most, to_uint8 = [], [], evaluate.to_uint8
+
+    def watched(images):
+        array = to_uint8(images).numpy().copy()
+        alive.append(weakref.ref(array))
+        most.append(sum(len(ref()) for ref in alive if ref() is not None))
+        return torch.from_numpy(array)
+
+    path = project / "metrics" / ("evaluate-teacher/0.json" if "--teacher" in command else "evaluate/teacher-0.json")
+    whole, pictures = json.loads(path.read_text()), list((project / "artifacts" / "evaluate").rglob("*.safetensors"))
+    kept = {picture: load_tensors(picture)[0] for picture in pictures}
+    monkeypatch.setattr(evaluate, "to_uint8", watched)
+    write_params(project, **{"run.sample_batch": 4})
+    assert nfm(monkeypatch, *command) == 0
+    parts = json.loads(path.read_text())
+    assert max(most) <= 2 * 2 * 4  # two batches, of the teacher raw and denoised
+    for name in ("fd_digits_20", "fd_digits_20_train"):
+        # float32 samples, and so now and then a pixel, depend on the batch by roundings.
+        assert parts[name] == pytest.approx(whole[name], rel=1e-3)
+    for picture in pictures:
+        for name, images in load_tensors(picture)[0].items():
+            assert (images.float() - kept[picture][name].float()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "word", "value"),
+    [
+        ("evaluate", "samples", 30),
+        ("evaluate", "features", "2048 of Inception"),
+        ("evaluate-teacher", "metric", "fd_digits_30"),
+        ("reference", "resize", "box"),
+        ("reference", "test", 10_000),
+    ],
+)
+def test_a_report_of_figures_that_cannot_be_compared_is_refused(project, monkeypatch, capsys, stage, word, value):
+    name = {"evaluate": "evaluate/semidiscrete-ot-0", "evaluate-teacher": "evaluate-teacher/0"}.get(stage, stage)
+    path = project / "metrics" / f"{name}.json"
+    measured = json.loads(path.read_text())
+    before = measured["yardstick"][word]
+    measured["yardstick"][word] = value
+    path.write_text(json.dumps(measured))
+    sentence = refused(project, monkeypatch, capsys, "report")
+    assert repr(value) in sentence
+    assert repr(before) in sentence
+    assert path.name in sentence
 
 
 def test_a_model_of_other_images_is_refused(project, monkeypatch, capsys):

@@ -170,6 +170,14 @@ def test_every_distance_in_the_table_is_mean_and_deviation_of_the_summary(writte
         assert [best for _, best in row[1:]] == [fmean(v) == lowest for v in values]
 
 
+def test_captions_carry_the_full_name_of_the_distance_where_the_summary_has_it(tmp_path):
+    summary = made_up(metric="fd_digits_1k") | {"fd_train": made_up()["fd"]}
+    page = plain_page_of(summary, tmp_path)
+    assert rows_of(page, "FD (fd_digits_1k) to the test images")
+    assert rows_of(page, "FD (fd_digits_1k_train) to the training images")
+    assert "<dd>FD (fd_digits_1k): Fréchet distance" in page
+
+
 def test_the_best_of_a_measure_that_should_be_high_is_the_highest(written):
     summary, _, page = written
     row = rows_of(page, "Recall")[2]

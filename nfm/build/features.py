@@ -1,25 +1,17 @@
-"""The feature network from its section, and to and from its file; or Inception."""
+"""The feature network from its section, and to and from its file."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch import nn
 
 from nfm.artifacts import load_tensors, save_tensors
 from nfm.build.checks import check_format, check_shape
-from nfm.config import Evaluate, Features
+from nfm.config import Features
 from nfm.data.shards import Split
 from nfm.errors import InputError
-from nfm.metrics.features import Classifier, accuracy
-from nfm.metrics.fidelity import (
-    Fidelity,
-    classifier_extractor,
-    extract,
-    fidelity,
-    inception,
-)
+from nfm.metrics.features import Classifier, count_right
 
 FORMAT = "nfm-features-1"
 
@@ -32,7 +24,7 @@ def features_arguments(section: Features, shape: tuple[int, int, int], classes: 
     """
     if not classes:
         raise InputError(
-            "the data set has no classes to train features on; name Inception's weights file in "
+            "the data set has no classes to train features on; name Inception's weights in "
             "evaluate.inception and leave this stage out"
         )
     return {"shape": list(shape), "classes": classes, "width": section.width}
@@ -62,52 +54,10 @@ def load_features(path: Path, shape: tuple[int, int, int], device: torch.device)
     return model.to(device).eval().requires_grad_(False)
 
 
-class Measure:
-    """Fidelity of samples to the test images, and the accuracy of their labels.
-
-    Arguments:
-        extractor: What features are measured on.
-        real: Features of the test images, with shape (N, F).
-        classifier: The feature network, which also tells classes.
-        batch: Images at once.
-    """
-
-    def __init__(self, extractor: FeatureExtractorBase, real: Tensor, classifier: Classifier, batch: int) -> None:
-        self._extractor, self._real = extractor, real
-        self._classifier, self._batch = classifier, batch
-
-    def fidelity(self, images: Tensor) -> Fidelity:
-        """Measures pixels, uint8 with shape (M, C, H, W), against the test images."""
-        return fidelity(self._real, extract(self._extractor, images, self._batch))
-
-    @torch.no_grad()
-    def accuracy(self, images: Tensor, label: Tensor | None) -> dict[str, float]:
-        """Returns how often the classifier sees the class that was asked for; {} without labels."""
-        if label is None:
-            return {}
-        return {"accuracy": accuracy(self._classifier, images, label)}
-
-
-def load_measure(section: Evaluate, root: Path, features: Path, test: Split, device: torch.device) -> Measure:
-    """Makes the measure against the test images, on our features, or on Inception's if it is named."""
-    classifier = load_features(features, test.shape, device)
-    if section.inception is None:
-        extractor = classifier_extractor(classifier)
-    else:
-        extractor = inception(root / section.inception, device)
-    real = extract(extractor, test.raw(torch.arange(len(test))))
-    return Measure(extractor, real, classifier, batch=100)
-
-
-def measure_features(model: nn.Module, train: Split, test: Split) -> dict[str, Any]:
-    """Returns the classifier's test accuracy, and the floor of FD: training against test images."""
-    assert isinstance(model, Classifier)
+@torch.no_grad()
+def measure_features(model: nn.Module, test: Split) -> dict[str, Any]:
+    """Returns the classifier's test accuracy."""
     rows = torch.arange(len(test))
-    extractor = classifier_extractor(model)
-    real, seen = (extract(extractor, s.raw(torch.arange(len(s)))) for s in (test, train))
-    measure = Measure(extractor, real, model, batch=100)
-    return {
-        "accuracy": measure.accuracy(test.raw(rows), test.labels(rows))["accuracy"],
-        "floor": fidelity(real, seen).fd,
-        "count": real.shape[1],
-    }
+    label = test.labels(rows)
+    assert label is not None
+    return {"accuracy": count_right(model, test.raw(rows), label) / len(test)}

@@ -42,6 +42,11 @@ def metric(summary: Mapping[str, Any]) -> str:
     return "FID" if "inception" in summary["features"].lower() else "FD"
 
 
+def full_metric(summary: Mapping[str, Any], *, train: bool = False) -> str:
+    """Returns the distance's name with features and count, where the summary has it: "FD (fd_digits_1k)"."""
+    return f"{metric(summary)} ({summary['metric']}{'_train' * train})" if "metric" in summary else metric(summary)
+
+
 def _at_few(means: Means, rival: str, few: Sequence[int], name: str, summary: Mapping[str, Any]) -> str:
     ours, theirs = ([f"{means[c][n]:.2f}" for n in few] for c in (NFM, rival))
     wins = [float(a) < float(b) for a, b in zip(ours, theirs, strict=True)]

@@ -9,12 +9,13 @@ from typing import Any
 
 from nfm.artifacts import atomic_path
 from nfm.figures import Figure, label
-from nfm.report.headline import metric, sentences
+from nfm.report.headline import full_metric, metric, sentences
 from nfm.report.pictures import Samples, data_uri, picture, strips
 from nfm.report.tables import Values, by_nfe, cost_by_coupling, cost_by_stage, duration, facts
 
 KINDS = {".svg": "svg+xml", ".png": "png"}
 MEASURES = {  # name -> caption, digits, which end is good
+    "fd_train": ("{metric} to the training images; low is good", 2, min),
     "kid": ("KID × 1000, kernel distance on the same features; low is good", 2, min),
     "precision": ("Precision, the share of samples near a real image; high is good", 3, max),
     "recall": ("Recall, the share of real images near a sample; high is good", 3, max),
@@ -73,7 +74,9 @@ def _distance(summary: Mapping[str, Any], figures: Mapping[str, Figure], heun: C
     name, count = metric(summary), _seeds(summary)
     shown = f"mean ± standard deviation of {count} seeds" if count > 1 else "one seed, so no spread"
     floor = f" The training images themselves have {summary['floor']:.2f}." if summary.get("floor") else ""
-    caption = f"{name} to the test images, {shown}; low is good, the best of a row is bold.{floor}"
+    caption = (
+        f"{escape(full_metric(summary))} to the test images, {shown}; low is good, the best of a row is bold.{floor}"
+    )
     groups = _by_solver(summary["fd"], heun, summary.get("fd_heun_5", {}))
     text = "The line is the mean of seeds, the shade one standard deviation. " if count > 1 else ""
     text += "Both axes are logarithmic: equal distances are equal ratios."
@@ -200,6 +203,7 @@ def _measures(summary: Mapping[str, Any], heun: Collection[int]) -> str:
         measured = {c: v for c, v in summary.get(name, {}).items() if v}
         values = {c: {nfe: [scale * x for x in seeds] for nfe, seeds in v.items()} for c, v in measured.items()}
         if values:
+            caption = caption.format(metric=escape(full_metric(summary, train=True)))
             tables += by_nfe(_by_solver(values, heun, {}), f"{caption}.", digits=digits, best=best)
     return _section("Other measures", f'<div class="pair">{tables}</div>') if tables else ""
 
@@ -220,8 +224,8 @@ def _method(summary: Mapping[str, Any], heun: Collection[int]) -> str:
     guidance = settings.get("guidance", 1.0)
     names = ", ".join(f"{escape(label(c))} is <code>{escape(c)}</code>" for c in summary["fd"])
     rows = {
-        "Distance": f"{name}: Fréchet distance between {summary['samples']} samples, rounded to 8 bits, and the"
-        f"{images} test images, on features: {escape(summary['features'])}{accuracy}.{other}",
+        "Distance": f"{escape(full_metric(summary))}: Fréchet distance between {summary['samples']} samples, rounded "
+        f"to 8 bits, and the{images} test images, on features: {escape(summary['features'])}{accuracy}.{other}",
         "Samples": "The same noise and the same labels, as frequent as in the test set, for every coupling and seed; "
         + ("no guidance." if guidance == 1 else f"classifier-free guidance {guidance:g}."),
         "Solver": f"{solver}. Times {grid}. NFE counts evaluations of the student.",
