@@ -174,8 +174,14 @@ class TeacherCoupling(Section):
     gate: Gate
 
 
+class InverseRegressionCoupling(Section):
+    """The pairs of `coupling.teacher`, for a student that regresses data from noise in one step."""
+
+    kind: Literal["inverse-regression"]
+
+
 CouplingSection = Annotated[
-    IndependentCoupling | MinibatchOTCoupling | SemidiscreteOTCoupling | TeacherCoupling,
+    IndependentCoupling | MinibatchOTCoupling | SemidiscreteOTCoupling | TeacherCoupling | InverseRegressionCoupling,
     Field(discriminator="kind"),
 ]
 
@@ -253,6 +259,7 @@ class Params(Section):
 
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
     couplings: Annotated[tuple[str, ...], Field(min_length=1)]
+    one_step: tuple[str, ...]  # those of them whose students take one step; DVC cannot tell by their kind
     data: DataSection
     features: Features
     teacher: Teacher
@@ -267,6 +274,11 @@ class Params(Section):
             if name not in self.coupling:
                 hint = nearest(name, self.coupling)
                 raise ValueError(f"couplings names {name!r}, which has no section{hint}")
+        kinds = {name: self.coupling[name].kind for name in self.couplings}
+        if (wanted := [name for name, kind in kinds.items() if kind == "inverse-regression"]) != list(self.one_step):
+            raise ValueError(f"one_step is {list(self.one_step)}, expected {wanted}, couplings of inverse-regression")
+        if self.one_step and "teacher" not in self.couplings:
+            raise ValueError(f"couplings names {self.one_step[0]!r} without 'teacher', whose pairs it learns; add it")
         for key in ("seeds", "couplings"):
             values = getattr(self, key)
             if len(set(values)) < len(values):

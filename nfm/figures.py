@@ -28,16 +28,23 @@ LABELS = {
     "minibatch-ot": "minibatch OT",
     "semidiscrete-ot": "semidiscrete OT",
     "teacher": "NFM",
+    "inverse-regression": "inverse regression",
 }
 # The baseline is grey, optimal transport blue, the teacher's coupling the one warm colour. Lightness differs too.
-COLOURS = {"independent": "#737373", "minibatch-ot": "#2b8cc9", "semidiscrete-ot": "#00569b", "teacher": "#d55e00"}
+COLOURS = {
+    "independent": "#737373",
+    "minibatch-ot": "#2b8cc9",
+    "semidiscrete-ot": "#00569b",
+    "teacher": "#d55e00",
+    "inverse-regression": "#7a003c",
+}
 SPARE = ("#009e73", "#b8559b", "#a07800", "#5b4bb0")
-MARKERS = {"independent": "o", "minibatch-ot": "^", "semidiscrete-ot": "s", "teacher": "D"}
+MARKERS = {"independent": "o", "minibatch-ot": "^", "semidiscrete-ot": "s", "teacher": "D", "inverse-regression": "*"}
 
 INK, MUTED, RULE, PAPER = "#1f2328", "#6a7078", "#d9dce0", "#fffffe"
 DARK = {  # what a colour turns into on a dark screen
     **{INK: "#e4e2dd", MUTED: "#9aa0a8", RULE: "#3a3f46", PAPER: "#15171a"},
-    **{"#737373": "#9c9c9c", "#2b8cc9": "#79c3ee", "#00569b": "#3b86cf", "#d55e00": "#f07d2e"},
+    **{"#737373": "#9c9c9c", "#2b8cc9": "#79c3ee", "#00569b": "#3b86cf", "#d55e00": "#f07d2e", "#7a003c": "#dc7ba6"},
 }
 STYLE: Any = {
     "font.family": "sans-serif",
@@ -108,6 +115,11 @@ def tile(images: Tensor, columns: int, *, size: int = 32, gap: int = 2) -> np.nd
         sheet[y : y + height, x : x + width, :3] = image
         sheet[y : y + height, x : x + width, 3] = 255
     return sheet
+
+
+def several_steps(samples: Mapping[str, Mapping[int, Any]]) -> dict[str, Mapping[int, Any]]:
+    """Returns the couplings whose students take several steps; all if none does."""
+    return {name: by_nfe for name, by_nfe in samples.items() if len(by_nfe) > 1} or dict(samples)
 
 
 def spread_over(images: Tensor, count: int) -> Tensor:
@@ -254,6 +266,7 @@ def hero(
         metric: "FD", or "FID" on Inception's features, with its full name where there is one.
         columns: NFEs to show; those that a coupling lacks are left out.
     """
+    samples = several_steps(samples)
     shown = [nfe for nfe in columns if all(nfe in images for images in samples.values())]
     cells = [[tile(spread_over(images[nfe], 6), 3) for nfe in shown] for images in samples.values()]
     with _drawn(path, 11.5, max(3.2, 0.5 + 0.71 * len(cells)), layout=None) as canvas:

@@ -18,6 +18,7 @@ from nfm.stages import evaluate
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
+WITH_ONE_STEP = {"couplings": [*TINY["couplings"], "inverse-regression"], "one_step": ["inverse-regression"]}
 INCEPTION = {"source": "weights.pth", "sha256": "0" * 64}
 
 
@@ -43,7 +44,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("NFM_TRACKER", "jsonl")
-        write_params(folder, **{"coupling.teacher.draws": 2})
+        write_params(folder, **WITH_ONE_STEP, **{"coupling.teacher.draws": 2})
         for command in (
             ["prepare"],
             ["features"],
@@ -51,10 +52,13 @@ def trained(tmp_path_factory):
             ["teacher"],
             ["couple", "--coupling", "semidiscrete-ot"],
             ["couple", "--coupling", "teacher"],
+            ["couple", "--coupling", "inverse-regression"],
             ["student", "--coupling", "semidiscrete-ot"],
             ["student", "--coupling", "teacher"],
+            ["student", "--coupling", "inverse-regression"],
             ["evaluate", "--coupling", "semidiscrete-ot"],
             ["evaluate", "--coupling", "teacher"],
+            ["evaluate", "--coupling", "inverse-regression"],
             ["evaluate", "--teacher"],
             ["report"],
         ):
@@ -101,6 +105,30 @@ def test_two_students_of_one_seed_start_from_the_same_noise_and_labels(trained):
         for name in ("teacher", "semidiscrete-ot")
     ]
     assert kept[0].equal(kept[1])
+
+
+def test_a_one_step_student_has_the_teachers_pairs_and_is_measured_at_one_step(trained):
+    pairs, flow = ({}, {})
+    for name, found in (("teacher-0", flow), ("inverse-regression-0", pairs)):
+        folder = trained / "artifacts" / "coupling" / name
+        found |= {p.name: p.read_bytes() for p in folder.glob("noise-*")}
+    assert pairs
+    assert pairs == flow
+    summary = json.loads((trained / "results" / "summary.json").read_text())
+    assert {c: sorted(v) for c, v in summary["fd"].items()} == {
+        "semidiscrete-ot": ["1", "5"],
+        "teacher": ["1", "5"],
+        "inverse-regression": ["1"],
+    }
+    assert set(summary["curvature"]) == {"semidiscrete-ot", "teacher"}
+    weights = [
+        (trained / "artifacts" / "student" / n / "student.safetensors").read_bytes()
+        for n in ("teacher-0", "inverse-regression-0")
+    ]
+    assert weights[0] != weights[1]
+    page = (trained / "report" / "index.html").read_text()
+    assert "inverse regression" in page
+    assert "best of two couplings" in page or "best of 2 couplings" in page or "is best with" in page
 
 
 def test_a_stage_leaves_its_record_and_no_checkpoint(trained):

@@ -20,12 +20,14 @@ from nfm.build.teacher import load_teacher
 from nfm.config import (
     CouplingSection,
     IndependentCoupling,
+    InverseRegressionCoupling,
     MinibatchOTCoupling,
     SemidiscreteOTCoupling,
     TeacherCoupling,
 )
 from nfm.coupling.base import Coupling
 from nfm.coupling.independent import Independent
+from nfm.coupling.inverse import InverseRegression
 from nfm.coupling.minibatch_ot import MinibatchOT
 from nfm.coupling.semidiscrete_ot import SemidiscreteOT, fit_potentials
 from nfm.coupling.teacher import TeacherDraws, TeacherOnline
@@ -61,6 +63,8 @@ def prepare_coupling(
             case TeacherCoupling():
                 assert draws is not None
                 settings |= draws.fill(partial)
+            case InverseRegressionCoupling():
+                settings = _copy_pairs(folder.with_name(f"teacher-{seed}"), partial) | settings
             case IndependentCoupling() | MinibatchOTCoupling():
                 pass  # their noise is N(0, I) itself
         write_json(partial / "coupling.json", settings)
@@ -83,6 +87,10 @@ def load_coupling(folder: Path, split: Split, device: torch.device, verify: bool
     settings = read_json(path)
     check_format(path, settings, FORMAT)
     match settings["kind"]:
+        case "inverse-regression":
+            return InverseRegression(_load_pairs(folder, settings, split, device, verify))
+        case "teacher":
+            return _load_pairs(folder, settings, split, device, verify)
         case "independent":
             return Independent()
         case "minibatch-ot":
@@ -94,15 +102,28 @@ def load_coupling(folder: Path, split: Split, device: torch.device, verify: bool
             return SemidiscreteOT(
                 data, label, tensors["potentials"].to(device), across_classes=settings["across_classes"]
             )
-        case "teacher" if settings["draws"] == "online":
-            teacher = load_teacher(folder / "teacher.safetensors", device)
-            check_shape(folder / "teacher.safetensors", teacher.model.shape, split.shape)
-            return TeacherOnline(teacher.model, teacher.noise_std, settings["sigma"], teacher.conditional)
-        case "teacher":
-            _check_count(folder, settings["images"], split)
-            noise = open_noise(folder, settings["shards"], settings["draws"], split.shape, verify)
-            return TeacherDraws(noise, settings["sigma"])
     raise InputError(f"{path} names the kind {settings['kind']!r}, which this version lacks")
+
+
+def _load_pairs(
+    folder: Path, settings: dict[str, Any], split: Split, device: torch.device, verify: bool
+) -> TeacherDraws | TeacherOnline:
+    if settings["draws"] == "online":
+        teacher = load_teacher(folder / "teacher.safetensors", device)
+        check_shape(folder / "teacher.safetensors", teacher.model.shape, split.shape)
+        return TeacherOnline(teacher.model, teacher.noise_std, settings["sigma"], teacher.conditional)
+    _check_count(folder, settings["images"], split)
+    noise = open_noise(folder, settings["shards"], settings["draws"], split.shape, verify)
+    return TeacherDraws(noise, settings["sigma"])
+
+
+def _copy_pairs(source: Path, folder: Path) -> dict[str, Any]:
+    """Puts the noise shards, or the teacher, of a teacher's coupling into another folder; returns its settings."""
+    settings = read_json(source / "coupling.json")
+    check_format(source / "coupling.json", settings, FORMAT)
+    for name in [entry["file"] for entry in settings.get("shards", [])] or ["teacher.safetensors"]:
+        shutil.copyfile(source / name, folder / name)
+    return settings
 
 
 def _prepare_potentials(

@@ -7,7 +7,7 @@ from typing import Any
 
 from nfm.build.coupling import prepare_coupling
 from nfm.build.draws import Draws, open_draws, thresholds
-from nfm.config import Gate, Params, TeacherCoupling
+from nfm.config import Gate, InverseRegressionCoupling, Params, TeacherCoupling
 from nfm.coupling.card import figures_of
 from nfm.coupling.gate import HELP, judge
 from nfm.coupling.shards import SHARD_BYTES
@@ -30,14 +30,18 @@ def couple(root: Path, params: Params, coupling: str, seed: int, shard_bytes: in
     section, item = params.coupling[coupling], f"{coupling}-{seed}"
     data, folder = root / "artifacts" / "data" / "train", root / "artifacts" / "coupling" / item
     split = Split.open(data, verify=True)
-    from_teacher = isinstance(section, TeacherCoupling)
+    address, inputs = f"couple@{item}", [data / "manifest.json"]
     teacher = root / "artifacts" / "teacher" / str(seed) / "teacher.safetensors"
+    if isinstance(section, TeacherCoupling):
+        address, inputs = f"couple-teacher@{seed}", [*inputs, teacher]
+    if isinstance(section, InverseRegressionCoupling):
+        address, inputs = f"couple-one-step@{item}", [*inputs, folder.with_name(f"teacher-{seed}") / "coupling.json"]
     with stage_run(
-        f"couple-teacher@{seed}" if from_teacher else f"couple@{item}",
+        address,
         root,
         params,
         sections={f"coupling.{coupling}": section},
-        inputs=[data / "manifest.json", *[teacher] * from_teacher],
+        inputs=inputs,
         judges="gate",
         tags={"seed": seed, "coupling": coupling},
     ) as run:

@@ -41,12 +41,13 @@ def evaluate_student(root: Path, params: Params, coupling: str, seed: int) -> No
     weights = root / "artifacts" / "student" / item / "student.safetensors"
     tags = {"coupling": coupling, "seed": seed}
     with _evaluation(f"evaluate@{item}", root, params, [weights], tags) as (run, measure):
-        model = load_student(weights, run.device)
+        student = load_student(weights, run.device)
+        model = student.model
         check_shape(weights, model.shape, measure.test.shape)
         draws = _draws(section, measure.test, bool(model.classes), run.device)
         metrics: dict[str, Any] = {"yardstick": measure.yardstick}
         kept: dict[str, Tensor] = {}
-        for solver, nfe in _settings(section):
+        for solver, nfe in [("euler", 1)] if student.one_step else _settings(section):
             tally = measure.tally(draws.shown(SHOWN))
             for noise, label in draws.parts(params.run.sample_batch):
                 tally.add(_samples(model, noise, label, (solver, nfe), params), label)
@@ -55,10 +56,11 @@ def evaluate_student(root: Path, params: Params, coupling: str, seed: int) -> No
                 metrics.setdefault(measure.names.get(name, name), {})[f"{solver}-{nfe}"] = value
             kept[f"samples-{solver}-{nfe}"] = tally.images()
             _track(run, figures | {full: figures[name] for name, full in measure.names.items()}, solver, nfe, section)
-        metrics["curvature"] = _curvature(model, *draws.first(CURVED), section)
-        run.report({"curvature": metrics["curvature"]}, 0)
+        if not student.one_step:
+            metrics["curvature"] = _curvature(model, *draws.first(CURVED), section)
+            run.report({"curvature": metrics["curvature"]}, 0)
+            kept["paths"] = _paths(model, *draws.first(PATHS), section)
         run.write_metrics(f"evaluate/{item}", metrics)
-        kept["paths"] = _paths(model, *draws.first(PATHS), section)
         _keep(run, root / "artifacts" / "evaluate" / item, kept)
 
 

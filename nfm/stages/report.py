@@ -42,7 +42,7 @@ def report(root: Path, params: Params) -> None:
 
 
 def summarise(root: Path, params: Params) -> dict[str, Any]:
-    """Joins the metrics of all seeds and couplings.
+    """Joins the metrics of all seeds and couplings; of a student that takes one step there is NFE 1 alone.
 
     Returns:
         By name: "metric", the distance's full name; "fd" (to the test images, "fd_train" to the training images) and
@@ -57,6 +57,7 @@ def summarise(root: Path, params: Params) -> dict[str, Any]:
     features, reference = (read_json(root / "metrics" / f"{name}.json") for name in ("features", "reference"))
     yardstick = _yardstick(root, params, measured, reference)
     fd = yardstick["metric"]
+    walking = [name for name in params.couplings if name not in params.one_step]
     source = "Inception" if params.evaluate.inception else "a classifier"
     summary = {
         "dataset": read_json(root / "artifacts" / "data" / "test" / "manifest.json")["dataset"],
@@ -66,7 +67,7 @@ def summarise(root: Path, params: Params) -> dict[str, Any]:
         "test_images": yardstick["test"],
         "train_images": yardstick["train"],
         "seeds": list(params.seeds),
-        "curvature": {name: [run["curvature"] for run in runs] for name, runs in measured.items()},
+        "curvature": {name: [run["curvature"] for run in measured[name]] for name in walking},
         "teacher": _teacher(root, params, fd),
         "coupling": _coupling(root, params),
         "seconds": _seconds(root, params),
@@ -77,7 +78,7 @@ def summarise(root: Path, params: Params) -> dict[str, Any]:
     for key, metric in {"fd": fd, "fd_train": f"{fd}_train", **{name: name for name in BY_NFE}}.items():
         summary[key] = {name: _by_nfe(runs, metric) for name, runs in measured.items()}
     if 5 in params.evaluate.heun:
-        summary["fd_heun_5"] = {name: [run[fd]["heun-5"] for run in runs] for name, runs in measured.items()}
+        summary["fd_heun_5"] = {name: [run[fd]["heun-5"] for run in measured[name]] for name in walking}
     return summary
 
 
@@ -85,13 +86,14 @@ def load_samples(root: Path, params: Params) -> tuple[dict[str, dict[str, Tensor
     """Reads what was kept of the first seed's students.
 
     Returns:
-        Samples by coupling and setting ("euler-5"), and paths in a plane by coupling.
+        Samples by coupling and setting ("euler-5"), and paths in a plane by coupling, of students that take steps.
     """
     samples, projected = {}, {}
     for name in params.couplings:
         folder = root / "artifacts" / "evaluate" / f"{name}-{params.seeds[0]}"
         tensors, _ = load_tensors(folder / "samples.safetensors")
-        projected[name] = tensors.pop("paths")
+        if "paths" in tensors:
+            projected[name] = tensors.pop("paths")
         samples[name] = {key.removeprefix("samples-"): value for key, value in tensors.items()}
     return samples, projected
 
@@ -171,6 +173,9 @@ def _seconds(root: Path, params: Params) -> dict[str, float]:
     if TEACHER in params.couplings:
         for stage in ("teacher", "evaluate-teacher", "couple-teacher"):
             names += [f"{stage}@{seed}" for seed in params.seeds]
-    names += [f"couple@{item}" for item in items if not item.startswith(f"{TEACHER}-")]
+    for name in params.couplings:
+        if name != TEACHER:
+            stage = "couple-one-step" if name in params.one_step else "couple"
+            names += [f"{stage}@{name}-{seed}" for seed in params.seeds]
     names += [f"{stage}@{item}" for stage in ("student", "evaluate") for item in items]
     return {name: record_of(root, name).get("seconds", 0.0) for name in names}
