@@ -42,8 +42,7 @@ def study(name: str) -> State[None]:
     summaries = {v: _summary(place_of(root, p)) for v, p in params.items()}
     results = joined(asked, summaries)
     write_json(root / FOLDER / f"{name}.json", results)
-    curves = {row: summary["fd"][coupling] for row, coupling, summary in rows(results)}
-    fd_curves(curves, root / FOLDER / f"{name}.svg")
+    fd_curves({row.name: row.fd for row in rows(results)}, root / FOLDER / f"{name}.svg")
     return Completed(message=f"{FOLDER / name}.json: {len(summaries)} variants")
 
 

@@ -1,6 +1,7 @@
 """A study: variants of a recipe under one question, and what the pipeline measured of each."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from statistics import fmean, stdev
@@ -57,13 +58,32 @@ def joined(study: Study, summaries: Mapping[str, dict[str, Any]]) -> dict[str, A
     return {**study.model_dump(include={"question", "recipe", "common"}), "variants": variants}
 
 
-def rows(results: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Returns a name, the coupling and the summary for each coupling of each variant of `joined` results."""
+@dataclass(frozen=True)
+class Row:
+    """One coupling of one variant.
+
+    Attributes:
+        name: The variant's, with the coupling's where it has several.
+        coupling: The coupling.
+        fd: One value a seed, by NFE in rising order.
+        summary: Of the variant's run.
+    """
+
+    name: str
+    coupling: str
+    fd: dict[str, list[float]]
+    summary: dict[str, Any]
+
+
+def rows(results: Mapping[str, Any]) -> list[Row]:
+    """Returns the couplings of the variants of `joined` results, in the study's order."""
     found = []
     for variant in results["variants"]:
         name, summary = variant["name"], variant["summary"]
-        for coupling in summary["fd"]:
-            found.append((name if len(summary["fd"]) == 1 else f"{name}, {coupling}", coupling, summary))
+        for coupling, fd in summary["fd"].items():
+            own = name if len(summary["fd"]) == 1 else f"{name}, {coupling}"
+            # The keys of a file are in the order of text.
+            found.append(Row(own, coupling, dict(sorted(fd.items(), key=lambda item: int(item[0]))), summary))
     return found
 
 
@@ -73,12 +93,12 @@ def table(results: Mapping[str, Any]) -> str:
     The last columns are the students' curvature, the coupling's C2ST and FD of the teacher's denoised samples.
     """
     lines: list[list[str]] = []
-    for name, coupling, summary in rows(results):
-        fd = dict(sorted(summary["fd"][coupling].items(), key=lambda item: int(item[0])))
+    for row in rows(results):
+        summary = row.summary
         if not lines:
-            lines = [["NFE", *fd, "κ", "C2ST", "teacher"], ["---"] * (len(fd) + 4)]
-        cells = [name, *map(_spread, fd.values()), f"{fmean(summary['curvature'][coupling]):.3f}"]
-        if coupling == TEACHER:
+            lines = [["NFE", *row.fd, "κ", "C2ST", "teacher"], ["---"] * (len(row.fd) + 4)]
+        cells = [row.name, *map(_spread, row.fd.values()), f"{fmean(summary['curvature'][row.coupling]):.3f}"]
+        if row.coupling == TEACHER:
             cells += [f"{summary['coupling']['c2st']:.3f}", f"{summary['teacher']['fd_denoised']:.2f}"]
         lines.append(cells + [""] * (len(lines[0]) - len(cells)))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
