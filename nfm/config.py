@@ -276,7 +276,7 @@ class Params(Section):
                 raise ValueError(f"couplings names {name!r}, which has no section{hint}")
         kinds = {name: self.coupling[name].kind for name in self.couplings}
         if (wanted := [name for name, kind in kinds.items() if kind == "inverse-regression"]) != list(self.one_step):
-            raise ValueError(f"one_step is {list(self.one_step)}, expected {wanted}, couplings of inverse-regression")
+            raise ValueError(f"one_step is {list(self.one_step)}, expected {wanted}, the couplings of that kind")
         if self.one_step and "teacher" not in self.couplings:
             raise ValueError(f"couplings names {self.one_step[0]!r} without 'teacher', whose pairs it learns; add it")
         for key in ("seeds", "couplings"):
