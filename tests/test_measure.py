@@ -329,7 +329,7 @@ def test_references_of_other_features_are_refused(small):
     measure_of(small)
     path = reference_path(small, "test")
     tensors, header = load_tensors(path)
-    for word in ("features", "resize"):
+    for word in ("dataset", "features", "resize"):
         save_tensors(path, tensors, header | {word: "others"})
         with pytest.raises(InputError, match=f"{word} ['\"].*; they cannot be compared"):
             measure_of(small)
