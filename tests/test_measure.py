@@ -325,11 +325,16 @@ def test_without_inception_one_sentence_says_so_and_how_to_name_it(small, monkey
     assert "`python -m nfm fetch`" in line
 
 
+def test_too_few_images_to_measure_against_are_refused(tmp_path, monkeypatch, capsys):
+    project(tmp_path, monkeypatch, pixels(9, (1, 8, 8), 0), pixels(3, (1, 8, 8), 1))
+    assert "test holds 3 images, expected at least 4" in refused(monkeypatch, capsys, "reference")
+
+
 def test_references_of_other_features_are_refused(small):
     measure_of(small)
     path = reference_path(small, "test")
     tensors, header = load_tensors(path)
-    for word in ("features", "resize"):
+    for word in ("dataset", "features", "resize"):
         save_tensors(path, tensors, header | {word: "others"})
         with pytest.raises(InputError, match=f"{word} ['\"].*; they cannot be compared"):
             measure_of(small)

@@ -60,7 +60,7 @@ class Reference:
     @property
     def yardstick(self) -> Yardstick:
         """What has to be the same where this is used."""
-        return {"features": self.features, "resize": self.resize}
+        return {"dataset": self.dataset, "features": self.features, "resize": self.resize}
 
 
 def load_ruler(section: Inception | None, root: Path, shape: tuple[int, int, int], device: torch.device) -> Ruler:

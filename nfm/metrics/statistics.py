@@ -61,7 +61,7 @@ class Accumulator:
             # A copy: a view would hold the whole batch.
             self._rows.append(features[: self._keep - self._kept].detach().cpu().clone())
             self._kept += len(self._rows[-1])
-        x = features.detach().double().cpu()
+        x = features.detach().cpu().double()
         mean = x.mean(dim=0)
         centred = x - mean
         scatter = centred.T @ centred

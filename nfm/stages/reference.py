@@ -5,6 +5,7 @@ from pathlib import Path
 from nfm.build.measure import SPLITS, features_path, load_ruler, measure_split, reference_path, save_reference
 from nfm.config import Params
 from nfm.data.shards import Split
+from nfm.errors import InputError
 from nfm.metrics.fidelity import frechet
 from nfm.metrics.yardstick import shared_yardstick
 from nfm.stages.run import stage_run
@@ -14,12 +15,20 @@ NO_FID = (
     "torch-fidelity's Inception weights and run `python -m nfm fetch`"
 )
 
+LEAST = 4  # images, so that each has a third nearest neighbour
+
 
 def reference(root: Path, params: Params) -> None:
     """Writes artifacts/reference/train.safetensors and test.safetensors, and the floor of FD: train against test."""
     section = params.evaluate.inception
     folders = {split: root / "artifacts" / "data" / split for split in SPLITS}
     splits = {split: Split.open(folder, verify=True) for split, folder in folders.items()}
+    for split, images in splits.items():
+        if len(images) < LEAST:
+            raise InputError(
+                f"{folders[split]} holds {len(images)} images, expected at least {LEAST} to measure samples against; "
+                "add images, or change data.test_fraction"
+            )
     with stage_run(
         "reference",
         root,
