@@ -1,6 +1,8 @@
 """Image files in class folders."""
 
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +132,26 @@ def deep_image(path: Path) -> str:
     return "deep.png has PIL's mode I;16"
 
 
+def deep_colours(path: Path) -> str:
+    """A PNG of 16 bits a colour, which PIL would cut to 8 unasked."""
+    lines = (b"\0" + b"\x12\x34" * 3 * 8) * 8
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0), b"IDAT": zlib.compress(lines), b"IEND": b""}
+    parts = [struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks.items()]
+    (path / "dark" / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return "deep.png has PIL's mode RGB from 16 bits"
+
+
+def printing_colours(path: Path) -> str:
+    Image.new("CMYK", (8, 8)).save(path / "dark" / "print.jpg")
+    return "print.jpg has the printing colours CMYK"
+
+
+def animated(path: Path) -> str:
+    frames = [Image.fromarray(flat(value)) for value in (0, 100)]
+    frames[0].save(path / "light" / "moving.gif", save_all=True, append_images=frames[1:])
+    return "moving.gif is animated"
+
+
 def no_folder(path: Path) -> str:
     path.rename(path.parent / "elsewhere")
     return "data.folder is .*set"
@@ -137,7 +159,7 @@ def no_folder(path: Path) -> str:
 
 MISTAKES = [
     no_class, empty_class, one_image, stray_image,
-    not_an_image, truncated_image, deep_image, no_folder,
+    not_an_image, truncated_image, deep_image, deep_colours, printing_colours, animated, no_folder,
 ]  # fmt: skip
 
 
@@ -146,6 +168,18 @@ def test_a_folders_mistake_is_named(pictures, make):
     message = make(pictures)
     with pytest.raises(InputError, match=message):
         [split.images() for split in (read(pictures).train, read(pictures).test)]
+
+
+def test_mixed_modes_and_sizes_become_one_mode_and_size(tmp_path):
+    modes = ["1", "L", "LA", "P", "RGB", "RGBA", "YCbCr"]
+    for number, mode in enumerate(modes):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        image = Image.new("L", (8 + number, 20 - number), 255).convert(mode)
+        image.save(tmp_path / "x" / f"{number}.{'jpg' if mode == 'YCbCr' else 'png'}")
+    source = read(tmp_path, channels=3)
+    images = torch.cat([source.train.images(), source.test.images()])
+    assert images.shape == (len(modes), 3, 4, 4)
+    assert images.unique().tolist() == [255]
 
 
 # Validation

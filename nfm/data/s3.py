@@ -73,11 +73,12 @@ def fetch(url: str, cache: Path, key: str, say: Callable[[str], None] = lambda l
 
 
 def _client() -> Any:
-    import boto3
+    from boto3.session import Session
     from botocore.config import Config
 
     retries = {"mode": "standard", "max_attempts": TRIES}
-    return boto3.client("s3", config=Config(max_pool_connections=THREADS, retries=retries))  # type: ignore[arg-type]
+    # Not boto3.client, whose session keeps the credentials that it found first.
+    return Session().client("s3", config=Config(max_pool_connections=THREADS, retries=retries))  # type: ignore[arg-type]
 
 
 @contextmanager
