@@ -53,7 +53,8 @@ def summarise(root: Path, params: Params) -> dict[str, Any]:
     features = read_json(root / "metrics" / "features.json")
     data = read_json(root / "artifacts" / "data" / "test" / "manifest.json")
     inception = params.evaluate.inception is not None
-    width = "2048 of Inception" if inception else f"{features['count']} of a classifier"
+    learned = "classifier" if features["task"] == "class" else "classifier of quarter turns"
+    width = "2048 of Inception" if inception else f"{features['count']} of a {learned}"
     summary = {
         "dataset": data["dataset"],
         "features": f"{width}, penultimate layer",
