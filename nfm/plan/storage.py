@@ -72,7 +72,7 @@ def artifacts(params: Params, size: Size, networks: Networks) -> list[Artifact]:
             scratch = pair_bytes(size, ONLINE_DRAWS, min(size.train, ONLINE_IMAGES))
             found.append(Artifact(f"artifacts/coupling/{name}-S", teacher, seeds))
             found.append(Artifact(f"artifacts/coupling/.{name}-S.partial/scratch", scratch, 1, kept=False))
-    paths = 2 * 4 * PATHS * (PATH_STEPS + 1)
+    paths = 2 * 4 * min(PATHS, params.evaluate.samples) * (PATH_STEPS + 1)
     found += [
         Artifact("artifacts/student/C-S/student.safetensors", student, students),
         Artifact("artifacts/evaluate/C-S/samples.safetensors", settings * shown + paths, students),

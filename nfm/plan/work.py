@@ -118,9 +118,9 @@ def _draws(section: TeacherCoupling, params: Params, size: Size, networks: Netwo
     draws, images = section.draws, size.train
     if draws == "online":
         draws, images = ONLINE_DRAWS, min(size.train, ONLINE_IMAGES)
-    batch = draws * max(1, params.run.sample_batch // draws)
-    yield _calls("teacher.encode", batch, images * draws, count.encode_cost(networks.teacher))
-    yield _decoding(networks, min(ROUND_TRIP, size.train), min(ROUND_TRIP, size.train))
+    batch, back = draws * max(1, params.run.sample_batch // draws), min(ROUND_TRIP, size.train)
+    yield _calls("teacher.encode", batch, images * draws + back, count.encode_cost(networks.teacher))
+    yield _decoding(networks, back, back)
     yield Work("diagnose", 1, {})
 
 
