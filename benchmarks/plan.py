@@ -1,7 +1,8 @@
-"""Whether the planner is right about time: writes results/plan.json. Five minutes on one core; wants a quiet machine.
+"""Whether the planner is right about time: writes results/plan.json, in some five minutes of one CPU core.
 
-Stages: the units of each stage of the recipe digits, one seed, are timed for a second or two, which gives its forecast;
-then it runs whole. Scaling: the FLOP rate of one network at a size where arithmetic dominates gives the time of others.
+Stages: the units of each stage of the recipe digits, one seed, are timed for a few seconds, which gives its forecast;
+then it runs whole. Scaling: the FLOP rate of one network at a size where arithmetic dominates gives the time of another.
+Seconds are those of the processor, so that other programs on the machine disturb less; "wall" is what a clock showed.
 """
 
 import json
@@ -31,6 +32,7 @@ from nfm.stages.teacher import teacher
 
 RESULT = Path(__file__).parents[1] / "results" / "plan.json"
 RECIPE = "digits"
+SECONDS = 3.0  # spent on each unit
 LARGE = {  # a teacher and students whose updates are bound by arithmetic on one core
     "teacher.width": 256,
     "teacher.head_size": 64,
@@ -93,10 +95,11 @@ def compare(
 ) -> dict[str, float]:
     """Forecasts a stage and runs it."""
     one = Stage(stage.name, 1, stage.work)
-    predicted = one.measured(measure(params, size, [one], device))
-    start = time.perf_counter()
+    predicted = one.measured(measure(params, size, [one], device, SECONDS, time.process_time))
+    start, wall = time.process_time(), time.perf_counter()
     run()
-    return ratio(predicted, time.perf_counter() - start)
+    measured, wall = time.process_time() - start, time.perf_counter() - wall
+    return ratio(predicted, measured) | {"wall": round(wall, 3)}
 
 
 def compare_scaling(device: torch.device) -> dict[str, dict[str, float]]:
@@ -105,7 +108,7 @@ def compare_scaling(device: torch.device) -> dict[str, dict[str, float]]:
     params = params.model_copy(update={"teacher": params.teacher.model_copy(update={"patch": (1, 16)})})
     wanted = ("teacher", "student@independent")
     listed = [stage for stage in forecast(params, size, disk=0).stages if stage.name in wanted]
-    seconds = measure(params, size, listed, device, seconds=15)
+    seconds = measure(params, size, listed, device, 5 * SECONDS, time.process_time)
     flops = {work.unit: sum(work.flops.values()) for stage in listed for work in stage.work}
     known, asked = (unit for stage in listed for unit in [stage.work[0].unit])
     return {asked: ratio(seconds[known] / flops[known] * flops[asked], seconds[asked])}

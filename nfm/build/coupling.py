@@ -34,7 +34,6 @@ from nfm.random import generator_for
 
 FORMAT = "nfm-coupling-1"
 ONLINE_DRAWS = 16  # noised copies of each image that measure a coupling which stores none
-ONLINE_IMAGES = 4096  # images, at most, that they are of: the split is shuffled, and all of ImageNet would take 0.5 TB
 
 
 def prepare_coupling(
@@ -137,12 +136,11 @@ def _prepare_draws(
     check_shape(path, teacher.model.shape, split.shape)
     online = section.draws == "online"
     draws = ONLINE_DRAWS if section.draws == "online" else section.draws
-    images = min(len(split), ONLINE_IMAGES) if online else len(split)
-    shape = (images, draws, *split.shape)
+    shape = (len(split), draws, *split.shape)
     # Online draws need no storage: a scratch file serves sigma and the diagnostics.
     file = folder / ("scratch" if online else "noise.f16")
     noise, total = _allocate(file, shape), 0.0
-    for rows in torch.arange(images).split(max(1, batch // draws)):
+    for rows in torch.arange(len(split)).split(max(1, batch // draws)):
         z = _encode(teacher, split, rows, draws, seed, device)
         total += z.double().square().sum().item()
         noise[rows[0] : rows[-1] + 1] = z.cpu().numpy()

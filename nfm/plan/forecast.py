@@ -1,7 +1,8 @@
 """A params file's forecast: parameters, FLOPs, bytes and time, as plain values."""
 
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,12 @@ def forecast(params: Params, size: Size, *, disk: float) -> Forecast:
 
 
 def measure(
-    params: Params, size: Size, listed: list[Stage], device: torch.device, seconds: float = SECONDS
+    params: Params,
+    size: Size,
+    listed: list[Stage],
+    device: torch.device,
+    seconds: float = SECONDS,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Returns the seconds that each unit of some stages' work takes on this machine; takes a minute or two.
 
@@ -72,10 +78,11 @@ def measure(
         listed: The stages.
         device: Where to compute.
         seconds: To spend on each unit.
+        clock: Gives the time, seconds.
     """
     units = {work.unit for stage in listed for work in stage.work}
     with tempfile.TemporaryDirectory() as folder:
-        return Bench(params, size, Path(folder), device, seconds).time(units)
+        return Bench(params, size, Path(folder), device, seconds, clock).time(units)
 
 
 def as_json(found: Forecast, gpu: Gpu, utilisation: float, measured: Mapping[str, float]) -> dict[str, Any]:

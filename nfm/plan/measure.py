@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nfm.build.coupling import ONLINE_DRAWS
 from nfm.build.features import features_arguments, make_features
 from nfm.build.student import make_student, student_arguments
 from nfm.build.teacher import make_teacher, teacher_arguments
@@ -35,6 +34,7 @@ from nfm.data.shards import Split, write_split
 from nfm.metrics.features import FEATURES, classifier_loss, rotation_loss
 from nfm.metrics.fidelity import classifier_extractor, extract, fidelity
 from nfm.plan.size import Size
+from nfm.plan.work import ONLINE_DRAWS
 from nfm.random import generator_for
 from nfm.solve.sample import initial_noise
 from nfm.stages.fit import read_batch
@@ -58,12 +58,19 @@ class Bench:
         folder: For the images, empty.
         device: Where to compute.
         seconds: To spend on each unit.
+        clock: Gives the time, seconds.
     """
 
     def __init__(
-        self, params: Params, size: Size, folder: Path, device: torch.device, seconds: float = SECONDS
+        self,
+        params: Params,
+        size: Size,
+        folder: Path,
+        device: torch.device,
+        seconds: float = SECONDS,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.params, self.size, self.device, self.seconds = params, size, device, seconds
+        self.params, self.size, self.device, self.seconds, self.clock = params, size, device, seconds, clock
         self.split = _random_split(size, folder / "data")
         shape, classes = size.shape, size.classes
         self.features = make_features(features_arguments(params.features, shape, classes)).to(device)
@@ -224,7 +231,7 @@ class Bench:
     def _now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return self.clock()
 
 
 def _training_seconds(

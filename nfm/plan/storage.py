@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from nfm.build.coupling import ONLINE_DRAWS, ONLINE_IMAGES
 from nfm.config import Params, SemidiscreteOTCoupling, TeacherCoupling
 from nfm.plan import count
 from nfm.plan.networks import Networks
@@ -69,9 +68,7 @@ def artifacts(params: Params, size: Size, networks: Networks) -> list[Artifact]:
         elif isinstance(section, TeacherCoupling) and section.draws != "online":
             found.append(Artifact(f"artifacts/coupling/{name}-S", pair_bytes(size, section.draws), seeds))
         elif isinstance(section, TeacherCoupling):
-            scratch = pair_bytes(size, ONLINE_DRAWS, min(size.train, ONLINE_IMAGES))
             found.append(Artifact(f"artifacts/coupling/{name}-S", teacher, seeds))
-            found.append(Artifact(f"artifacts/coupling/.{name}-S.partial/scratch", scratch, 1, kept=False))
     paths = 2 * 4 * min(PATHS, params.evaluate.samples) * (PATH_STEPS + 1)
     found += [
         Artifact("artifacts/student/C-S/student.safetensors", student, students),
@@ -84,9 +81,9 @@ def artifacts(params: Params, size: Size, networks: Networks) -> list[Artifact]:
     return found
 
 
-def pair_bytes(size: Size, draws: int, images: int | None = None) -> int:
-    """Returns the bytes of stored draws for all training images, or for some."""
-    return (size.train if images is None else images) * draws * size.dimensions * HALF
+def pair_bytes(size: Size, draws: int) -> int:
+    """Returns the bytes of stored draws for all training images."""
+    return size.train * draws * size.dimensions * HALF
 
 
 def advise(params: Params, size: Size, disk: float) -> Draws | None:
