@@ -27,6 +27,9 @@ from nfm.validation import sentences
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+# Share of the training images to measure on instead of the test images, which are then left out; null: the test images.
+Validation = Fraction | None
+Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
 Patch = tuple[PositiveInt, PositiveInt]
 
 
@@ -52,6 +55,7 @@ class DigitsData(Section):
 
     kind: Literal["digits"]
     test_fraction: Fraction
+    validation: Validation
     seed: NonNegativeInt
 
 
@@ -62,22 +66,51 @@ class MnistData(Section):
     folder: str
     size: Literal[16, 28, 32]
     download: bool
+    validation: Validation
+    seed: NonNegativeInt
+
+
+class Cifar10Data(Section):
+    """CIFAR-10, 32x32 in colour, from its python archive."""
+
+    kind: Literal["cifar10"]
+    archive: str  # path or s3://bucket/key of cifar-10-python.tar.gz
+    flips: bool  # whether each training image is also there mirrored
+    validation: Validation
+    seed: NonNegativeInt
+
+
+class ImagenetData(Section):
+    """ImageNet, in colour; a folder has class sub-folders or tar shards, or is an s3:// prefix of either."""
+
+    kind: Literal["imagenet"]
+    train: str
+    test: str
+    size: PositiveInt  # pixels
+    filter: Filter
+    flips: bool
+    validation: Validation
     seed: NonNegativeInt
 
 
 class FolderData(Section):
-    """A folder with one sub-folder of images per class."""
+    """Images of one's own: a folder with one sub-folder per class or with tar shards, or an s3:// prefix of either."""
 
     kind: Literal["folder"]
     folder: str
     size: PositiveInt
     channels: Literal[1, 3]
-    filter: Literal["box", "bilinear", "bicubic", "lanczos"]
+    filter: Filter
     test_fraction: Fraction
+    flips: bool
+    validation: Validation
     seed: NonNegativeInt
 
 
-DataSection = Annotated[DigitsData | MnistData | FolderData, Field(discriminator="kind")]
+DataSection = Annotated[
+    DigitsData | MnistData | Cifar10Data | ImagenetData | FolderData,
+    Field(discriminator="kind"),
+]
 
 
 class Train(Section):

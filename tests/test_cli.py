@@ -146,7 +146,7 @@ def test_an_unconditional_pipeline_runs(project, monkeypatch):
         ({}, ["recipe", "digts"], "did you mean 'digits'"),
         ({}, ["recipe", "digits"], "params.yaml holds changes"),
         (
-            {"data": {"kind": "mnist", "folder": "x", "size": 28, "download": False, "seed": 0}},
+            {"data": {"kind": "mnist", "folder": "x", "size": 28, "download": False, "validation": None, "seed": 0}},
             ["prepare"],
             "data.folder",
         ),
@@ -201,7 +201,7 @@ def test_a_flipped_bit_in_an_input_is_named(project, monkeypatch, capsys, path, 
 
 def test_a_model_of_other_images_is_refused(project, monkeypatch, capsys):
     folder = {"kind": "folder", "folder": "images", "size": 16, "channels": 1, "filter": "box"}
-    write_params(project, data={**folder, "test_fraction": 0.5, "seed": 0})
+    write_params(project, data={**folder, "test_fraction": 0.5, "flips": False, "validation": None, "seed": 0})
     from PIL import Image
 
     for name in ("a", "b"):

@@ -240,7 +240,7 @@ def test_the_classifier_sees_every_pixel_of_any_shape(shape):
 
 def test_the_classifier_learns_the_digits_in_a_few_updates():
     source, model = digits(0.3, seed=0), classifier().train()
-    (pixels, label), (test, test_label) = source.train, source.test
+    (pixels, label), (test, test_label) = ((split.images(), split.labels) for split in (source.train, source.test))
     assert label is not None
     assert test_label is not None
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

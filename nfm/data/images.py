@@ -1,6 +1,6 @@
-"""A folder with one sub-folder of images per class."""
+"""An image file's content to pixels of a wanted size."""
 
-from pathlib import Path
+import io
 
 import numpy as np
 import torch
@@ -19,55 +19,43 @@ FILTERS = {
 MODES = {1: "L", 3: "RGB"}
 
 
-def list_images(folder: Path) -> dict[str, list[Path]]:
-    """Returns the image files of each class, classes and files sorted by name.
-
-    A class is a sub-folder; hidden entries and files without an image's ending are passed over.
-
-    Raises:
-        InputError: There is no class, a class without two images (one to train on, one to test
-            on), or an image outside the classes.
-    """
-    if not folder.is_dir():
-        raise InputError(f"data.folder is {folder}, which is no folder; name one that exists")
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    for entry in entries:
-        if _is_image(entry):
-            raise InputError(f"{entry} lies outside the classes; move it into its class's folder")
-    classes = {entry.name: _images_in(entry) for entry in entries if entry.is_dir()}
-    if not classes:
-        raise InputError(
-            f"{folder} holds no class; expected one sub-folder of images per class, or a single one with all images"
-        )
-    return classes
+def is_image(name: str) -> bool:
+    """Whether a file's name has an image's ending and is not hidden."""
+    _, dot, ending = name.rpartition(".")
+    return not name.startswith(".") and dot + ending.lower() in ENDINGS
 
 
-def read_image(path: Path, size: int, channels: int, filter: str) -> Tensor:
-    """Reads an image as its central square, resized.
+def decode_image(content: bytes, name: str, size: int, channels: int, filter: str, cmyk: bool) -> Tensor:
+    """Decodes an image to its central square, resized.
 
     The camera's rotation tag is followed; transparent parts are laid on white. PIL's filters
-    widen with the reduction, so that downsizing does not alias.
+    widen with the reduction, so that downsizing does not alias; "box" is the mean over the area
+    of the square that a target pixel covers, in one step.
 
     Arguments:
-        path: An image file.
+        content: Of an image file.
+        name: Of the file, for the message.
         size: Height and width wanted, pixels.
         channels: 1 for grey (luma, ITU-R 601-2), 3 for colour.
         filter: Name of PIL's resampling filter, one of `FILTERS`.
+        cmyk: Whether printing colours are accepted; PIL turns them to RGB without their profile.
 
     Returns:
         The image as uint8, with shape (channels, size, size).
 
     Raises:
-        InputError: PIL cannot read the file, or it has more than 8 bits a channel.
+        InputError: PIL cannot read the file, it has more than 8 bits a channel or more than one
+            picture, or printing colours that are not accepted.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(io.BytesIO(content)) as opened:
+            _check(opened, name, cmyk)
             image = ImageOps.exif_transpose(opened)
             image.load()
+    except InputError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image ({error}); replace it or take it out") from error
-    if image.mode.startswith(("I", "F")):
-        raise InputError(f"{path} has PIL's mode {image.mode}, expected 8 bits a channel")
+        raise InputError(f"{name} cannot be read as an image ({error}); replace it or take it out") from error
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -77,15 +65,18 @@ def read_image(path: Path, size: int, channels: int, filter: str) -> Tensor:
     return torch.from_numpy(np.array(image)).reshape(size, size, channels).permute(2, 0, 1)
 
 
-def _images_in(folder: Path) -> list[Path]:
-    files = sorted(entry for entry in folder.iterdir() if _is_image(entry))
-    if len(files) < 2:
+def _check(image: Image.Image, name: str, cmyk: bool) -> None:
+    if image.mode.startswith(("I", "F")) or _is_deep(image):
         raise InputError(
-            f"class {folder.name!r} in {folder.parent} holds {len(files)} images, expected at "
-            f"least 2 with one of the endings {' '.join(sorted(ENDINGS))}"
+            f"{name} has PIL's mode {image.mode} from 16 bits or more, expected 8 bits a channel; save it so"
         )
-    return files
+    if image.mode == "CMYK" and not cmyk:
+        raise InputError(f"{name} has the printing colours CMYK, expected grey or RGB; convert it with its profile")
+    # MPO is a camera's JPEG with a preview in it.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise InputError(f"{name} is animated or has pages, expected one picture a file; save the one that is meant")
 
 
-def _is_image(path: Path) -> bool:
-    return not path.name.startswith(".") and path.suffix.lower() in ENDINGS and path.is_file()
+def _is_deep(image: Image.Image) -> bool:
+    """Whether PIL would cut the file's colours of 16 bits to 8, which its mode does not tell."""
+    return any(";16" in str(tile[3]) or "65535" in str(tile[3]) for tile in getattr(image, "tile", []))

@@ -1,6 +1,5 @@
-"""Data sets by name, read into memory as uint8 images."""
+"""Data sets by name."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,32 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nfm.data.cifar10 import CLASSES, MD5, read_cifar10
+from nfm.data.examples import Examples, Source, stratified_split
+from nfm.data.files import Files, list_folder
 from nfm.data.idx import read_mnist
-from nfm.data.images import FILTERS, MODES, list_images, read_image
-from nfm.random import generator_for
-
-Examples = tuple[Tensor, Tensor | None]  # uint8 images (N, C, H, W), int64 labels (N,)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set in memory.
-
-    Attributes:
-        name: Of the data set.
-        shape: Of an image, (C, H, W).
-        classes: Names in the order of the labels; empty for images without labels.
-        train: Images to learn from, and their labels.
-        test: Images to measure on, and their labels.
-        notes: How the images were made from the files, one sentence.
-    """
-
-    name: str
-    shape: tuple[int, int, int]
-    classes: tuple[str, ...]
-    train: Examples
-    test: Examples
-    notes: str
+from nfm.data.images import FILTERS, MODES
+from nfm.data.tar import list_tars
+from nfm.errors import InputError
 
 
 def digits(test_fraction: float, seed: int) -> Source:
@@ -49,14 +29,14 @@ def digits(test_fraction: float, seed: int) -> Source:
 
     values, target = (np.asarray(array) for array in load_digits(return_X_y=True))
     pixels = torch.from_numpy(values * 255 / 16).round().to(torch.uint8).reshape(-1, 1, 8, 8)
-    label = torch.from_numpy(target).long()
-    train, test = stratified_split(label, test_fraction, seed)
+    examples = Examples.of(pixels, torch.from_numpy(target).long())
+    train, test = stratified_split(torch.from_numpy(target).long(), test_fraction, seed)
     return Source(
         name="digits",
         shape=(1, 8, 8),
         classes=tuple(str(digit) for digit in range(10)),
-        train=(pixels[train], label[train]),
-        test=(pixels[test], label[test]),
+        train=examples.subset(train),
+        test=examples.subset(test),
         notes="scikit-learn's digits, 0..16 scaled to 0..255",
     )
 
@@ -89,20 +69,46 @@ def mnist(path: Path, size: int, download: bool = False) -> Source:
         name="mnist",
         shape=(1, size, size),
         classes=tuple(str(digit) for digit in range(10)),
-        train=(_sized(train[0], size), train[1]),
-        test=(_sized(test[0], size), test[1]),
+        train=Examples.of(_sized(train[0], size), train[1]),
+        test=Examples.of(_sized(test[0], size), test[1]),
         notes=f"MNIST, {sizes[size]}",
     )
 
 
-def folder(path: Path, size: int, channels: int, filter: str, test_fraction: float, seed: int) -> Source:
-    """Reads a folder with one sub-folder of images per class.
+def cifar10(archive: Path, md5: str = MD5) -> Source:
+    """Reads CIFAR-10: 50,000 images to train on and 10,000 to test on, 32x32 in colour.
+
+    Arguments:
+        archive: The python archive, cifar-10-python.tar.gz.
+        md5: Checksum that it must have, in hexadecimal.
+
+    Raises:
+        InputError: The archive is missing, damaged, or not the published one.
+
+    References:
+        Learning Multiple Layers of Features from Tiny Images (Krizhevsky, 2009).
+        https://www.cs.toronto.edu/~kriz/cifar.html
+    """
+    splits = read_cifar10(archive, md5)
+    return Source(
+        name="cifar10",
+        shape=(3, 32, 32),
+        classes=CLASSES,
+        train=Examples.of(*splits["train"]),
+        test=Examples.of(*splits["test"]),
+        notes="CIFAR-10, as published",
+    )
+
+
+def folder(path: Path, name: str, size: int, channels: int, filter: str, test_fraction: float, seed: int) -> Source:
+    """Reads a folder with one sub-folder of images per class, or with tar shards (see `list_tars`).
 
     Images are cut to their central square and resized; the split is stratified. A single
     sub-folder is a data set without labels.
 
     Arguments:
         path: The folder.
+        name: Of the data set.
         size: Height and width wanted, pixels.
         channels: 1 for grey, 3 for colour.
         filter: PIL's resampling filter: "box", "bilinear", "bicubic" or "lanczos".
@@ -110,62 +116,89 @@ def folder(path: Path, size: int, channels: int, filter: str, test_fraction: flo
         seed: Seed of the split.
 
     Raises:
-        InputError: There is no class, a class has fewer than two images, or an image cannot be
-            read.
+        InputError: There is no class, a class has fewer than two images (one to train on, one to
+            test on), or, once read, an image cannot be used.
     """
-    if channels not in MODES or filter not in FILTERS:
-        raise ValueError(
-            f"channels is {channels} and filter {filter!r}, expected one of {list(MODES)} and one of {list(FILTERS)}"
-        )
-    files = list_images(path)
-    paths = [file for of_class in files.values() for file in of_class]
-    label = torch.arange(len(files)).repeat_interleave(torch.tensor([len(of_class) for of_class in files.values()]))
-
-    def read(index: Tensor) -> Examples:
-        images = torch.empty(len(index), channels, size, size, dtype=torch.uint8)
-        for row, i in enumerate(index.tolist()):
-            images[row] = read_image(paths[i], size, channels, filter)
-        return images, label[index] if len(files) > 1 else None
-
-    train, test = stratified_split(label, test_fraction, seed)
+    _check(channels, filter)
+    files = _list(path, "data.folder", minimum=2)
+    examples = files.examples(size, channels, filter)
+    train, test = stratified_split(files.label, test_fraction, seed)
     return Source(
-        name=path.resolve().name,
+        name=name,
         shape=(channels, size, size),
-        classes=tuple(files) if len(files) > 1 else (),
-        train=read(train),
-        test=read(test),
+        classes=files.classes if len(files.classes) > 1 else (),
+        train=examples.subset(train),
+        test=examples.subset(test),
         notes=f"central square resized with PIL's {filter} filter, {MODES[channels]}",
     )
 
 
-def stratified_split(label: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits the indices 0..N-1 so that each class is cut in the same ratio.
+def imagenet(train: Path, test: Path, size: int, filter: str) -> Source:
+    """Reads ImageNet from two folders, each with class sub-folders or tar shards, in colour.
 
-    ceil(fraction N) images are for testing. Each class gives its share rounded down, and those
-    with the largest remainders one more; no class is left without an image on either side.
+    The central square is resized in one step by PIL's filter; with "box" a pixel is the mean over
+    the area that it covers, which is how the 64x64 images of ADM were made. Printing colours,
+    which a few of the published files have, are turned to RGB, as ADM's loader does.
 
     Arguments:
-        label: Classes as int64, with shape (N,), at least two images each.
-        fraction: Share of the images to test on, between 0 and 1.
-        seed: Seed of the choice.
+        train: Folder of the images to train on.
+        test: Folder of the images to measure on, of the same classes.
+        size: Height and width wanted, pixels.
+        filter: PIL's resampling filter: "box", "bilinear", "bicubic" or "lanczos".
 
-    Returns:
-        Indices to train on and indices to test on, each sorted.
+    Raises:
+        InputError: A folder holds no image or no class, a class of it holds no image, the test
+            images have other classes, or, once read, an image cannot be used.
+
+    References:
+        A Downsampled Variant of ImageNet (Chrabaszcz et al., 2017). https://arxiv.org/abs/1707.08819
+        Diffusion Models Beat GANs on Image Synthesis (Dhariwal and Nichol, 2021; ADM).
+        https://arxiv.org/abs/2105.05233
     """
-    count = torch.bincount(label)
-    share = count * fraction
-    quota = share.floor().long()
-    extra = int(torch.tensor(len(label) * fraction).ceil()) - int(quota.sum())
-    quota[(quota - share).argsort(stable=True)[:extra]] += 1
-    quota = quota.clamp(min=1).minimum(count - 1)
-    generator = generator_for(seed)
-    chosen = []
-    for k, wanted in enumerate(quota.tolist()):
-        members = (label == k).nonzero()[:, 0]
-        chosen.append(members[torch.randperm(len(members), generator=generator)[:wanted]])
-    test = torch.zeros(len(label), dtype=torch.bool)
-    test[torch.cat(chosen)] = True
-    return (~test).nonzero()[:, 0], test.nonzero()[:, 0]
+    _check(3, filter)
+    learn, measure = _list(train, "data.train", minimum=1), _list(test, "data.test", minimum=1)
+    label = _labels_by(learn, measure, test)
+    examples = measure.examples(size, 3, filter, cmyk=True)
+    area = " (the mean over the area of each pixel)" if filter == "box" else ""
+    return Source(
+        name=f"imagenet{size}",
+        shape=(3, size, size),
+        classes=learn.classes if len(learn.classes) > 1 else (),
+        train=learn.examples(size, 3, filter, cmyk=True),
+        test=Examples(examples.stamps, label, examples.read),
+        notes=f"central square resized in one step with PIL's {filter} filter{area}, RGB",
+    )
+
+
+def _list(path: Path, key: str, minimum: int) -> Files:
+    if not path.is_dir():
+        raise InputError(f"{key} is {path}, which is no folder; name one that exists")
+    packed = sorted(file.name for file in path.iterdir() if file.name.endswith((".tar.gz", ".tgz", ".tar.zst")))
+    if packed:
+        raise InputError(f"{path / packed[0]} is compressed, expected uncompressed tar shards; unpack it to a .tar")
+    if any(path.glob("*.tar")):
+        return list_tars(path)
+    return list_folder(path, minimum)
+
+
+def _labels_by(learn: Files, measure: Files, test: Path) -> Tensor | None:
+    """Returns the labels of the test images in the order of the training images' classes."""
+    if len(learn.classes) == len(measure.classes) == 1:
+        return None
+    unknown = [name for name in measure.classes if name not in learn.classes]
+    if unknown or len(learn.classes) == 1:
+        raise InputError(
+            f"data.test is {test}, whose class {(unknown or measure.classes)[0]!r} is none of data.train's; "
+            "give both the same classes"
+        )
+    return torch.tensor([learn.classes.index(name) for name in measure.classes])[measure.label]
+
+
+def _check(channels: int, filter: str) -> None:
+    if channels not in MODES or filter not in FILTERS:
+        raise ValueError(
+            f"channels is {channels} and filter {filter!r}, expected one of {list(MODES)} and one of {list(FILTERS)}"
+        )
 
 
 def _sized(images: Tensor, size: int) -> Tensor:

@@ -1,0 +1,196 @@
+"""Splits to disk: shuffled shards one after the other, in the memory of a few images.
+
+A split is filled in a hidden folder beside its own, such as `.train.partial`, and takes its place once
+all splits are whole. `progress.json` in there names the finished shards and what each was made from, so
+that an interrupted run goes on with those that are missing or out of date.
+"""
+
+import hashlib
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nfm.artifacts import atomic_path, read_json, sha256, write_json
+from nfm.data.examples import Examples, Source
+from nfm.data.shards import FORMAT
+from nfm.data.space import require_space
+from nfm.random import generator_for
+
+SHARD_BYTES = 256 * 2**20
+PROGRESS = "progress.json"
+
+Say = Callable[[str], None]
+
+
+def write_splits(
+    folder: Path,
+    source: Source,
+    *,
+    seed: int,
+    key: str = "",
+    shard_bytes: int = SHARD_BYTES,
+    say: Say = lambda line: None,
+) -> None:
+    """Writes a data set's splits `train` and `test`, each in a shuffled order.
+
+    A reader that goes through the shards in order so sees all classes mixed. The order is a function
+    of the number of images and the seed. Both folders appear when both are whole; before that,
+    finished shards stay for the next call, which takes those over that were made from the same
+    images with the same key.
+
+    Arguments:
+        folder: Where the splits' folders go; those that exist are replaced.
+        source: The data set.
+        seed: Seed of the order.
+        key: Hash of what decides the pixels besides the images, such as settings and code.
+        shard_bytes: Size that a shard does not exceed, at least one image, bytes.
+        say: Receives lines on the space needed and on the progress.
+
+    Raises:
+        ValueError: Images, labels and classes do not fit together.
+        InputError: The disk is too small or full, or an image cannot be used.
+    """
+    splits = {"train": source.train, "test": source.test}
+    drafts = [
+        _Draft(folder / name, source, examples, seed, f"{key} {source.shape}", shard_bytes)
+        for name, examples in splits.items()
+    ]
+    shape = "x".join(map(str, source.shape))
+    what = f"{len(source.train):,} images to train on and {len(source.test):,} to measure on, {shape}"
+    say(require_space(folder, sum(draft.missing for draft in drafts), what))
+    for draft in drafts:
+        draft.fill(say)
+    for draft in drafts:
+        draft.publish()
+
+
+class _Draft:
+    """One split that is being written.
+
+    Attributes:
+        missing: Bytes that are still to be written.
+    """
+
+    def __init__(self, folder: Path, source: Source, examples: Examples, seed: int, key: str, size: int) -> None:
+        _check(examples, source.classes)
+        self._folder, self._source, self._examples, self._seed = folder, source, examples, seed
+        self._partial = folder.parent / f".{folder.name}.partial"
+        self._order = torch.randperm(len(examples), generator=generator_for(seed))
+        self._image = math.prod(source.shape)  # bytes
+        self._rows = {
+            f"images-{number:05}.u8": rows for number, rows in enumerate(self._order.split(max(1, size // self._image)))
+        }
+        self._keys = {file: _key(key, examples.stamps[rows]) for file, rows in self._rows.items()}
+        self._finished = self._kept()
+        labels = 0 if examples.labels is None else 8 * len(examples)
+        self.missing = labels + self._image * sum(len(self._rows[file]) for file in self._left())
+
+    def fill(self, say: Say) -> None:
+        """Writes what is missing; the split is then whole, but not yet in its place."""
+        self._clean()
+        left, start, count = self._left(), time.monotonic(), 0
+        for number, file in enumerate(left, start=1):
+            rows = self._rows[file]
+            entry = _write(self._partial / file, self._examples.read(rows), (len(rows), *self._source.shape))
+            self._finished[file] = entry | {"count": len(rows), "key": self._keys[file]}
+            write_json(self._partial / PROGRESS, self._finished)
+            count += len(rows)
+            if len(left) > 1:
+                speed = count / max(time.monotonic() - start, 1e-9)
+                say(f"{self._folder.name}: shard {number} of {len(left)}, {speed:,.0f} images/s")
+
+    def publish(self) -> None:
+        """Writes labels and manifest, and puts the split in its place."""
+        source, labels = self._source, self._examples.labels
+        manifest = {
+            "format": FORMAT,
+            "dataset": source.name,
+            "shape": list(source.shape),
+            "classes": list(source.classes),
+            "count": len(self._order),
+            "count_per_class": _count_per_class(labels, source.classes),
+            "notes": source.notes,
+            "seed": self._seed,
+            "shards": [{k: v for k, v in self._finished[file].items() if k != "key"} for file in self._rows],
+            "labels": None,
+        }
+        if labels is not None:
+            ordered = labels[self._order]
+            content = torch.frombuffer(bytearray(ordered.numpy().astype("<i8").tobytes()), dtype=torch.uint8)
+            manifest["labels"] = _write(self._partial / "labels.i64", iter([content]), content.shape)
+        write_json(self._partial / "manifest.json", manifest)
+        (self._partial / PROGRESS).unlink()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._partial.rename(self._folder)
+
+    def _left(self) -> list[str]:
+        return [file for file in self._rows if file not in self._finished]
+
+    def _kept(self) -> dict[str, dict[str, Any]]:
+        """Returns the entries of the finished shards that are still right, by file."""
+        progress = self._partial / PROGRESS
+        if not progress.is_file():
+            return {}
+        return {
+            file: entry
+            for file, entry in read_json(progress).items()
+            if entry["key"] == self._keys.get(file)
+            and (self._partial / file).is_file()
+            and sha256(self._partial / file) == entry["sha256"]
+        }
+
+    def _clean(self) -> None:
+        self._partial.mkdir(parents=True, exist_ok=True)
+        for path in self._partial.iterdir():
+            if path.name not in self._finished:
+                path.unlink()
+        write_json(self._partial / PROGRESS, self._finished)
+
+
+def _check(examples: Examples, classes: tuple[str, ...]) -> None:
+    labels = examples.labels
+    if len(examples) == 0:
+        raise ValueError("a split holds no image, expected one or more")
+    if (labels is None) != (len(classes) == 0):
+        raise ValueError(f"labels are {'missing' if labels is None else 'given'} with {len(classes)} classes")
+    if labels is None:
+        return
+    if labels.dtype != torch.int64 or len(labels) != len(examples):
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, expected int64 of shape ({len(examples)},)"
+        )
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, expected 0 to {len(classes) - 1}")
+
+
+def _key(key: str, stamps: Tensor) -> str:
+    return hashlib.sha256(key.encode() + stamps.numpy().tobytes()).hexdigest()
+
+
+def _write(path: Path, blocks: Iterator[Tensor], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Writes blocks of bytes that together have a shape; returns the lines for the manifest."""
+    digest, rows = hashlib.sha256(), 0
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        for block in blocks:
+            if block.dtype != torch.uint8 or block.shape[1:] != shape[1:]:
+                raise ValueError(f"images are {block.dtype} of shape {tuple(block.shape)}, expected uint8 of {shape}")
+            content = block.contiguous().numpy().data
+            digest.update(content)
+            file.write(content)
+            rows += len(block)
+    if rows != shape[0]:
+        raise ValueError(f"{rows} images were read, expected {shape[0]}")
+    return {"file": path.name, "bytes": math.prod(shape), "sha256": digest.hexdigest()}
+
+
+def _count_per_class(labels: Tensor | None, classes: tuple[str, ...]) -> dict[str, int]:
+    if labels is None:
+        return {}
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    return dict(zip(classes, counts, strict=True))
