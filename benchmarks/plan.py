@@ -1,7 +1,7 @@
 """Whether the planner is right about time: writes results/plan.json, in some five minutes of one CPU core.
 
 Stages: the units of each stage of the recipe digits, one seed, are timed for a few seconds, which gives its forecast;
-then it runs whole. Scaling: the FLOP rate of one network at a size where arithmetic dominates gives the time of another.
+then it runs whole. Scaling: the FLOP rate of one network where arithmetic dominates gives the time of another.
 Seconds are those of the processor, so that other programs on the machine disturb less; "wall" is what a clock showed.
 """
 

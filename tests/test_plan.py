@@ -9,6 +9,7 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from nfm.build.data import make_source
 from nfm.build.student import make_student
 from nfm.build.teacher import make_teacher
 from nfm.config import parse_params, recipe_text, with_overrides
@@ -262,15 +263,21 @@ def test_the_command_prints_tables_and_writes_what_they_show(tmp_path):
 
 def test_a_folder_that_is_not_there_is_planned_for_a_stated_number_of_images(tmp_path):
     folder = {"kind": "folder", "folder": "images", "size": 8, "channels": 1, "filter": "box"}
-    section = tiny_params(data={**folder, "test_fraction": 0.25, "seed": 0}).data
+    section = tiny_params(data={**folder, "test_fraction": 0.25, "flips": True, "validation": None, "seed": 0}).data
     with pytest.raises(InputError, match="--images"):
         data_size(section, tmp_path, None, None)
-    assert data_size(section, tmp_path, 1000, 3) == Size((1, 8, 8), 3, 750, 250)
+    assert data_size(section, tmp_path, 1000, 3) == Size((1, 8, 8), 3, 1500, 250)
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(4):
             (tmp_path / "images" / name / f"{i}.png").touch()
-    assert data_size(section, tmp_path, None, None) == Size((1, 8, 8), 2, 6, 2)
+    assert data_size(section, tmp_path, None, None) == Size((1, 8, 8), 2, 12, 2)
+
+
+def test_a_validation_share_is_taken_off_the_training_images(tmp_path):
+    section = tiny_params(**{"data.validation": 0.1}).data
+    source = make_source(section, tmp_path)
+    assert data_size(section, tmp_path, None, None) == Size((1, 8, 8), 10, len(source.train), len(source.test))
 
 
 def test_an_unknown_gpu_is_one_sentence(tmp_path):

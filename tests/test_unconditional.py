@@ -34,6 +34,8 @@ UNLABELLED = {
         "channels": 1,
         "filter": "box",
         "test_fraction": 0.3,
+        "flips": False,
+        "validation": None,
         "seed": 0,
     },
     "couplings": list(COUPLINGS),

@@ -30,7 +30,9 @@ from nfm.coupling.independent import Independent
 from nfm.coupling.minibatch_ot import MinibatchOT
 from nfm.coupling.semidiscrete_ot import CHECKS, SemidiscreteOT, fit_potentials
 from nfm.coupling.teacher import TeacherDraws, TeacherOnline, encode_draws
-from nfm.data.shards import Split, write_split
+from nfm.data.examples import Examples, Source
+from nfm.data.shards import Split
+from nfm.data.writing import write_splits
 from nfm.metrics.features import FEATURES, classifier_loss, rotation_loss
 from nfm.metrics.fidelity import classifier_extractor, extract, fidelity
 from nfm.plan.size import Size
@@ -256,9 +258,8 @@ def _training_seconds(
 
 def _random_split(size: Size, folder: Path) -> Split:
     images = max(1, min(size.train, MOST_BYTES // size.dimensions))
-    generator = generator_for(0)
-    pixels = torch.randint(256, (images, *size.shape), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(256, (images, *size.shape), generator=generator_for(0), dtype=torch.uint8)
     labels = torch.arange(images) % size.classes if size.classes else None
-    names = tuple(map(str, range(size.classes)))
-    write_split(folder, pixels, labels, dataset="random", classes=names, seed=0)
-    return Split.open(folder)
+    names, examples = tuple(map(str, range(size.classes))), Examples.of(pixels, labels)
+    write_splits(folder, Source("random", size.shape, names, examples, examples.subset(torch.arange(1)), ""), seed=0)
+    return Split.open(folder / "train")
