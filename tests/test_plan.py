@@ -214,7 +214,7 @@ def test_draws_are_online_where_a_student_sees_fewer_images_than_they_are():
 
 
 def test_time_is_of_what_takes_longest_arithmetic_memory_or_launches():
-    gpu = Gpu(half=1e12, single=1e11, bandwidth=1e10, memory=1e9)
+    gpu = Gpu(half=1e12, single=1e11, bandwidth=1e10)
     assert Work("x", 3, {"bf16": 1e12, "fp32": 1e11}).seconds(gpu, 0.5) == pytest.approx(3 * (2 + 2))
     assert Work("x", 3, {"bf16": 1e12}, moved=1e11).seconds(gpu, 0.5) == pytest.approx(30)
     assert Work("x", 3, {"bf16": 1e3}, operations=1000).seconds(gpu, 0.5) == pytest.approx(3000 * LAUNCH)

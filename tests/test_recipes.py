@@ -25,6 +25,7 @@ from nfm.stages.student import student
 from nfm.stages.teacher import teacher
 from tests.pictures import save
 from tests.test_cifar10 import contents, pack
+from tests.test_cli import nfm
 from tests.test_data import idx_bytes
 
 RECIPES = recipe_names()
@@ -123,3 +124,15 @@ def test_the_imagenet_recipe_is_the_papers(tmp_path):
     size = data_size(params.data, tmp_path, None, None)
     assert token_shape(size.shape, params.student.patch) == (256, 48)
     assert count.parameters(make_networks(params, size).student) == pytest.approx(675e6, rel=0.005)
+
+
+def test_the_command_writes_a_shrunk_recipe_which_another_recipe_may_replace(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for arguments, params in (
+        (["recipe", "mnist16", "--smoke"], smoke_text("mnist16")),
+        (["recipe", "mnist16"], recipe_text("mnist16")),
+    ):
+        assert nfm(monkeypatch, *arguments) == 0
+        assert (tmp_path / "params.yaml").read_text() == params
+    assert nfm(monkeypatch, "plan", "--gpu", "a100", "--disk", "5") == 0
+    assert "60,000 images to train on" in capsys.readouterr().out
