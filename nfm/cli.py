@@ -1,4 +1,4 @@
-"""The command line: one command a stage, and the recipes."""
+"""The command line: one command a stage, the recipes and the planner."""
 
 import errno
 import os
@@ -11,6 +11,7 @@ import typer
 
 from nfm.config import load_params, recipe_names, recipe_text
 from nfm.errors import InputError
+from nfm.recipes import load_recipe, smoke_text
 
 app = typer.Typer(
     add_completion=False,
@@ -117,6 +118,7 @@ def fetch() -> None:
 def recipe(
     name: Annotated[str | None, typer.Argument(help="Leave out to list the recipes.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace uncommitted changes.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Shrink every size, to see whether it runs.")] = False,
 ) -> None:
     """Write a recipe, a complete params file, to params.yaml."""
     if name is None:
@@ -124,14 +126,45 @@ def recipe(
         return
     from nfm.artifacts import atomic_path
 
-    text, path = recipe_text(name), Path("params.yaml")
+    text, path = smoke_text(name) if smoke else recipe_text(name), Path("params.yaml")
     if path.exists() and not force and not _replaceable(path):
         raise InputError(
             "params.yaml holds changes that are in no commit and no recipe; commit or move it, or add --force"
         )
     with atomic_path(path) as temporary:
         temporary.write_text(text)
-    typer.echo(f"params.yaml is now the recipe {name}; run it with `dvc repro`")
+    shrunk = ", every size shrunk" if smoke else ""
+    typer.echo(f"params.yaml is now the recipe {name}{shrunk}; run it with `dvc repro`")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe's name; leave out for params.yaml.")] = None,
+    gpu: Annotated[str, typer.Option(help="Which GPU's hours: a100, h100 or h200.")] = "h100",
+    utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak that is reached.", min=0.01, max=1)] = 0.4,
+    images: Annotated[int | None, typer.Option(help="Images of the data set, where it is not there.", min=4)] = None,
+    classes: Annotated[int | None, typer.Option(help="Its classes, likewise.", min=0)] = None,
+    disk: Annotated[float, typer.Option(help="GB that one seed's stored pairs may take.", min=0)] = 100.0,
+    measure: Annotated[bool, typer.Option("--measure", help="Time each unit of work here, on random images.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Also write all figures to this file.")] = None,
+) -> None:
+    """Forecast parameters, FLOPs, hours and bytes of a params file, before anything runs."""
+    from nfm.plan.command import command
+
+    params = load_params(Path("params.yaml")) if recipe is None else load_recipe(recipe)
+    typer.echo(
+        command(
+            params,
+            Path.cwd(),
+            gpu_name=gpu,
+            utilisation=utilisation,
+            images=images,
+            classes=classes,
+            disk=1e9 * disk,
+            measured=measure,
+            file=json,
+        )
+    )
 
 
 def main() -> None:
@@ -180,7 +213,7 @@ def _params_with(coupling: str):
 def _replaceable(path: Path) -> bool:
     """Whether the file is a recipe, or as committed, so that nothing is lost with it."""
     text = path.read_text()
-    if any(text == recipe_text(name) for name in recipe_names()):
+    if any(text in (recipe_text(name), smoke_text(name)) for name in recipe_names()):
         return True
     status = ["git", "status", "--porcelain", "--", str(path)]
     answer = subprocess.run(status, capture_output=True, text=True, check=False)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 FEATURES = 64  # numbers per image
+TURNS = 4  # by quarters: the classes of images that have none
 
 
 class Classifier(nn.Module):
@@ -71,6 +72,28 @@ def classifier_loss(model: nn.Module, data: Tensor, label: Tensor, generator: to
     """
     logits = model(shift(data, 1, generator))
     return functional.cross_entropy(logits, label, label_smoothing=0.1)
+
+
+def rotation_loss(model: nn.Module, data: Tensor, generator: torch.Generator) -> Tensor:
+    """The same loss where images have no labels: which of four quarter turns has been made?
+
+    References:
+        Unsupervised Representation Learning by Predicting Image Rotations (Gidaris et al., 2018).
+        https://arxiv.org/abs/1803.07728
+
+    Arguments:
+        model: Gives logits of the 4 `TURNS`; called once.
+        data: Square images on [-1, 1], with shape (B, C, H, H).
+        generator: Draws turns and shifts; on the device of the data.
+    """
+    turn = torch.randint(TURNS, (len(data),), generator=generator, device=data.device)
+    return classifier_loss(model, rotate(data, turn), turn, generator)
+
+
+def rotate(images: Tensor, turn: Tensor) -> Tensor:
+    """Turns each square image, of shape (B, C, H, H), left by a number of quarters in 0..3, with shape (B,)."""
+    turned = torch.stack([torch.rot90(images, k, (2, 3)) for k in range(TURNS)])
+    return turned[turn, torch.arange(len(images), device=images.device)]
 
 
 def shift(data: Tensor, reach: int, generator: torch.Generator) -> Tensor:

@@ -2,10 +2,16 @@
 
 from pathlib import Path
 
-from nfm.build.features import features_arguments, make_features, measure_features, save_features
+from nfm.build.features import (
+    features_arguments,
+    features_task,
+    make_features,
+    measure_features,
+    save_features,
+)
 from nfm.config import Params
 from nfm.data.shards import Split
-from nfm.metrics.features import classifier_loss
+from nfm.metrics.features import classifier_loss, rotation_loss
 from nfm.stages.fit import fit
 from nfm.stages.run import stage_run
 
@@ -26,6 +32,8 @@ def features(root: Path, params: Params) -> None:
     ) as run:
 
         def loss(model, batch, generator):
+            if batch.label is None:
+                return rotation_loss(model, batch.data, generator)
             return classifier_loss(model, batch.data, batch.label, generator)
 
         trained = fit(
@@ -40,4 +48,4 @@ def features(root: Path, params: Params) -> None:
         run.write_metrics("features", measure_features(trained.ema, test))
         if run.main:
             path = root / "artifacts" / "features" / "features.safetensors"
-            save_features(path, trained.ema, arguments)
+            save_features(path, trained.ema, arguments, features_task(len(split.classes)))

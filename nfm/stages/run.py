@@ -83,11 +83,7 @@ def stage_run(
     """
     start = time.monotonic()
     key = _key(address, root, sections, inputs, judges)
-    state = open_processes()
-    device = torch.device(state.device or "cpu")
-    if device.type == "cpu":
-        # One thread gives the same bits on any machine, and is fastest for small models.
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    state, device = open_processes(), stage_device()
     with open_tracker(address, root) as tracker:
         tracker.tags(_tags(address, root, params, key) | (tags or {}))
         tracker.params({name: section.model_dump(mode="json") for name, section in sections.items()})
@@ -99,6 +95,15 @@ def stage_run(
             tracker.metrics({"seconds": seconds}, 0)
             write_json(record_path(root, address), _record(run, seconds))
             discard(run.checkpoint)
+
+
+def stage_device() -> torch.device:
+    """Returns where a stage computes; on the CPU also sets the number of threads."""
+    device = torch.device(open_processes().device or "cpu")
+    if device.type == "cpu":
+        # One thread gives the same bits on any machine, and is fastest for small models.
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return device
 
 
 def _record(run: StageRun, seconds: float) -> dict[str, Any]:

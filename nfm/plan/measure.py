@@ -1,0 +1,280 @@
+"""How long the units of work take on this machine, by doing each for a second or two at the params' own sizes."""
+
+import copy
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nfm.build.draws import ONLINE_DRAWS
+from nfm.build.features import features_arguments, make_features
+from nfm.build.student import make_student, student_arguments
+from nfm.build.teacher import make_teacher, teacher_arguments
+from nfm.build.training import make_plan
+from nfm.config import (
+    CouplingSection,
+    IndependentCoupling,
+    InverseRegressionCoupling,
+    MinibatchOTCoupling,
+    Params,
+    SemidiscreteOTCoupling,
+    TeacherCoupling,
+    Train,
+)
+from nfm.coupling.base import Batch, Coupling
+from nfm.coupling.card import looked_at, measure
+from nfm.coupling.independent import Independent
+from nfm.coupling.inverse import InverseRegression
+from nfm.coupling.minibatch_ot import MinibatchOT
+from nfm.coupling.semidiscrete_ot import CHECKS, SemidiscreteOT, fit_potentials
+from nfm.coupling.teacher import TeacherDraws, TeacherOnline, encode_draws
+from nfm.data.examples import Examples, Source
+from nfm.data.shards import Split
+from nfm.data.writing import write_splits
+from nfm.metrics.features import FEATURES, classifier_loss, rotation_loss
+from nfm.metrics.fidelity import classifier_extractor, extract, fidelity, frechet
+from nfm.metrics.statistics import Accumulator, Statistics
+from nfm.plan.size import Size
+from nfm.random import generator_for
+from nfm.solve.sample import initial_noise
+from nfm.stages.fit import read_batch
+from nfm.store import Rows
+from nfm.student.loss import one_step_loss, student_loss
+from nfm.student.velocity import guided
+from nfm.teacher.denoise import denoise, sample_teacher
+from nfm.teacher.loss import bits_per_dim, teacher_loss
+from nfm.train.loop import train
+
+MOST_BYTES = 2**28  # of random images that stand in for the data set
+SECONDS = 2.0  # spent on a unit, or on three of it if they take longer
+VISITS = 10  # steps of a fit of potentials
+
+
+class Bench:
+    """Random images of a data set's shape, untrained networks, and the time that a unit of work takes on them.
+
+    Arguments:
+        params: All params.
+        size: Of the data set; more images than fit in 256 MB are not made.
+        folder: For the images, empty.
+        device: Where to compute.
+        seconds: To spend on each unit.
+        clock: Gives the time, seconds.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        size: Size,
+        folder: Path,
+        device: torch.device,
+        seconds: float = SECONDS,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.params, self.size, self.device, self.seconds, self.clock = params, size, device, seconds, clock
+        self.split = _random_split(size, folder / "data")
+        shape, classes = size.shape, size.classes
+        self.features = make_features(features_arguments(params.features, shape, classes)).to(device)
+        self.teacher = make_teacher(teacher_arguments(params.teacher, shape, classes)).to(device)
+        self.frozen = copy.deepcopy(self.teacher).eval().requires_grad_(False)
+        self.student = make_student(student_arguments(params.student, shape, classes)).to(device)
+
+    def time(self, units: set[str]) -> dict[str, float]:
+        """Returns the seconds of each unit, see `nfm.plan.work`."""
+        found = {}
+        for unit in sorted(units):
+            print(f"measuring {unit}", file=sys.stderr, flush=True)
+            what, _, batch = unit.partition("/")
+            kind, _, coupling = what.partition("@")
+            found[unit] = self._training(kind, coupling) if kind.endswith(".update") else self._call(kind, batch)
+        return found
+
+    def _training(self, kind: str, coupling: str) -> float:
+        params = self.params
+        match kind:
+            case "features.update":
+                return self._update(self.features, self._features_loss, params.features.train)
+            case "teacher.update":
+                return self._update(self.teacher, self._teacher_loss, params.teacher.train)
+            case "student.update":
+                pairs = self._coupling(params.coupling[coupling])
+                return self._update(self.student, self._student_loss(pairs), params.student.train)
+        raise ValueError(f"unit is {kind!r}, which cannot be measured")
+
+    def _call(self, kind: str, batch: str) -> float:
+        match kind:
+            case "fidelity":
+                real, train, fake = map(_features_of, (self.size.test, self.size.train, self.params.evaluate.samples))
+                return self._repeated(lambda: (fidelity(real, fake), frechet(train, fake)))
+            case "frechet":
+                real, train = map(_features_of, (self.size.test, self.size.train))
+                return self._repeated(lambda: frechet(real, train))
+            case "potentials.visit":
+                return self._visit()
+            case "diagnose":
+                return self._diagnose()
+        noise, label = self._batch(int(batch))
+        given = label if self.teacher.classes else None
+        match kind:
+            case "features.forward":
+                extractor, pixels = classifier_extractor(self.features), self.split.raw(torch.arange(len(noise)))
+                return self._repeated(lambda: extract(extractor, pixels))
+            case "teacher.encode":
+                return self._encode(len(noise))
+            case "teacher.decode":
+                return self._repeated(lambda: sample_teacher(self.frozen, noise, given))
+            case "teacher.denoise":
+                return self._repeated(lambda: denoise(self.frozen, noise, given, 0.1))
+            case "teacher.likelihood":
+                return self._repeated(lambda: self._bits(noise, given))
+            case "student.velocity":
+                return self._velocity(noise, label)
+        raise ValueError(f"unit is {kind!r}, which cannot be measured")
+
+    def _update(self, model: nn.Module, loss: Callable[..., torch.Tensor], section: Train) -> float:
+        """Trains for some updates, first a few to see how many, and returns the mean time of one."""
+        few = _training_seconds(self, model, loss, section, 4)
+        steps = int(max(4, min(400, self.seconds / few)))
+        return _training_seconds(self, model, loss, section, steps)
+
+    def _features_loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        if batch.label is None:
+            return rotation_loss(model, batch.data, generator)
+        return classifier_loss(model, batch.data, batch.label, generator)
+
+    def _teacher_loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        section, label = self.params.teacher, batch.label if self.teacher.classes else None
+        drops = {"noise_std": section.noise_std, "label_drop": section.label_drop}
+        return teacher_loss(model, batch.data, label, generator, **drops)
+
+    def _student_loss(self, coupling: Coupling) -> Callable[..., torch.Tensor]:
+        section = self.params.student
+
+        def loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+            pairs = coupling.pair(batch, generator)
+            label = pairs.label if section.conditional else None
+            if coupling.one_step:
+                return one_step_loss(model, pairs.data, pairs.noise, label, generator, label_drop=section.label_drop)
+            law = {"time_mean": section.time.mean, "time_std": section.time.std, "label_drop": section.label_drop}
+            return student_loss(model, pairs.data, pairs.noise, label, generator, **law)
+
+        return loss
+
+    def _coupling(self, section: CouplingSection) -> Coupling:
+        match section:
+            case IndependentCoupling():
+                return Independent()
+            case MinibatchOTCoupling():
+                return MinibatchOT(section.across_classes)
+            case SemidiscreteOTCoupling():
+                batch = read_batch(self.split, torch.arange(len(self.split)), self.device)
+                potentials = torch.zeros(len(self.split), device=self.device)
+                return SemidiscreteOT(batch.data, batch.label, potentials, across_classes=section.across_classes)
+            case TeacherCoupling() if section.draws == "online":
+                return TeacherOnline(self.frozen, self.params.teacher.noise_std, 1.0, self.params.teacher.conditional)
+            case TeacherCoupling():
+                noise = torch.zeros(len(self.split), 1, *self.split.shape, dtype=torch.float16)
+                return TeacherDraws(Rows([noise.numpy()]))
+            case InverseRegressionCoupling():
+                return InverseRegression(self._coupling(self.params.coupling["teacher"]))
+
+    def _encode(self, batch: int) -> float:
+        stored = (s.draws for s in self.params.coupling.values() if isinstance(s, TeacherCoupling))
+        draws = next((n for n in stored if isinstance(n, int)), ONLINE_DRAWS)
+        data, label = self._batch(batch // draws)
+        given, noise_std = label if self.teacher.classes else None, self.params.teacher.noise_std
+
+        def encode() -> object:
+            z = encode_draws(self.frozen, data, given, noise_std=noise_std, draws=draws, seed=0)
+            return z.double().square().sum().item(), z.cpu().numpy().astype("float16")
+
+        return self._repeated(encode)
+
+    @torch.no_grad()
+    def _bits(self, noise: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        initial_noise(len(noise), self.split.shape, 0)
+        return bits_per_dim(self.frozen, noise, label).cpu()
+
+    @torch.no_grad()
+    def _velocity(self, noise: torch.Tensor, label: torch.Tensor | None) -> float:
+        velocity = guided(self.student, label if self.student.classes else None, self.params.evaluate.guidance)
+        t = torch.full((len(noise),), 0.5, device=self.device)
+        return self._repeated(lambda: velocity(noise, t))
+
+    def _visit(self) -> float:
+        (section,) = (s for s in self.params.coupling.values() if isinstance(s, SemidiscreteOTCoupling))
+        batch = read_batch(self.split, torch.arange(len(self.split)), self.device)
+        label = None if section.across_classes else batch.label
+        groups = 1 if label is None else len(label.unique())
+        checks = math.ceil(min(CHECKS * len(self.split) / groups, VISITS * section.batch) / section.batch)
+        fit = {"steps": VISITS, "batch": section.batch, "lr": section.lr, "seed": 0}
+        return self._repeated(lambda: fit_potentials(batch.data, label, **fit)) / (groups * (VISITS + checks))
+
+    def _diagnose(self) -> float:
+        images, draws = looked_at(len(self.split), ONLINE_DRAWS)
+        noise = torch.randn(images, draws, *self.split.shape, generator=generator_for(0))
+        label = self.split.labels(torch.arange(images)) if self.teacher.classes else None
+        return self._repeated(lambda: measure(noise, label, self.split.classes, seed=0), least=1)
+
+    def _batch(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns noise and labels of some images, with shapes (B, C, H, W) and (B,)."""
+        label = self.split.labels(torch.arange(count) % len(self.split))
+        noise = torch.randn(count, *self.split.shape, generator=generator_for(0))
+        return noise.to(self.device), None if label is None else label.to(self.device)
+
+    def _repeated(self, call: Callable[[], object], least: int = 3) -> float:
+        """Returns the mean seconds of a call, after one that does not count."""
+        if least > 1:
+            call()
+        times: list[float] = []
+        while len(times) < least or (sum(times) < self.seconds and least > 1):
+            start = self._now()
+            call()
+            times.append(self._now() - start)
+        return sum(times) / len(times)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return self.clock()
+
+
+def _training_seconds(
+    bench: Bench, model: nn.Module, loss: Callable[..., torch.Tensor], section: Train, steps: int
+) -> float:
+    """Returns the mean seconds of an update of the real loop, the first half not counted."""
+    times: list[float] = []
+    plan = replace(make_plan(section, bench.params.run), steps=2 * steps, checkpoint_every=0, log_every=steps, warmup=0)
+    train(
+        model,
+        lambda model, index, generator: loss(model, read_batch(bench.split, index, bench.device), generator),
+        count=len(bench.split),
+        plan=plan,
+        seed=0,
+        folder=None,
+        key="",
+        report=lambda metrics, step: times.append(bench._now()),
+        name="measuring",
+    )
+    return (times[-1] - times[-2]) / steps
+
+
+def _features_of(count: int) -> Statistics:
+    """Returns statistics of as many rows of random features, at most those that are kept."""
+    accumulator = Accumulator()
+    accumulator.add(torch.randn(min(count, 10_000), FEATURES, generator=generator_for(0, count)))
+    return accumulator.statistics()
+
+
+def _random_split(size: Size, folder: Path) -> Split:
+    images = max(1, min(size.train, MOST_BYTES // size.dimensions))
+    pixels = torch.randint(256, (images, *size.shape), generator=generator_for(0), dtype=torch.uint8)
+    labels = torch.arange(images) % size.classes if size.classes else None
+    names, examples = tuple(map(str, range(size.classes))), Examples.of(pixels, labels)
+    write_splits(folder, Source("random", size.shape, names, examples, examples.subset(torch.arange(1)), ""), seed=0)
+    return Split.open(folder / "train")

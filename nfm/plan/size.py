@@ -1,0 +1,90 @@
+"""How large a data set is, from its section, without reading an image."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from nfm.build.data import make_source
+from nfm.config import Cifar10Data, DataSection, DigitsData, FolderData, ImagenetData, MnistData
+from nfm.errors import InputError
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A data set's size.
+
+    Attributes:
+        shape: Of an image, (C, H, W).
+        classes: Their number, 0 for none.
+        train: Images to train on, their mirror images among them.
+        test: Images to measure on.
+    """
+
+    shape: Shape
+    classes: int
+    train: int
+    test: int
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers per image."""
+        return math.prod(self.shape)
+
+
+def data_size(section: DataSection, root: Path, images: int | None, classes: int | None) -> Size:
+    """Returns the size of the data set that a section names: as published, or of a folder that is listed.
+
+    Arguments:
+        section: The `data` section.
+        root: What its folders are relative to.
+        images: Number of images before validation and mirror images, in place of those published or listed: to train
+            on, or all of a folder; None for these.
+        classes: Number of classes, likewise.
+
+    Raises:
+        InputError: It is a folder that is not there, and no number of images is given.
+    """
+    if isinstance(section, FolderData) and images is None:
+        return _listed(section, root, classes)
+    shape, train, test, known = _published(section, images)
+    if section.validation is not None:
+        test = math.ceil(section.validation * train)
+        train -= test
+    if isinstance(section, Cifar10Data | FolderData | ImagenetData) and section.flips:
+        train *= 2
+    return Size(shape, known if classes is None else classes, train, test)
+
+
+def _published(section: DataSection, images: int | None) -> tuple[Shape, int, int, int]:
+    """Returns shape, training images, test images and classes."""
+    match section:
+        case DigitsData():
+            return (1, 8, 8), *_divided(images or 1797, section.test_fraction), 10
+        case MnistData():
+            return (1, section.size, section.size), images or 60_000, 10_000, 10
+        case Cifar10Data():
+            return (3, 32, 32), images or 50_000, 10_000, 10
+        case ImagenetData():
+            return (3, section.size, section.size), images or 1_281_167, 50_000, 1000
+        case FolderData():
+            shape = (section.channels, section.size, section.size)
+            return shape, *_divided(images or 0, section.test_fraction), 0
+
+
+def _divided(images: int, share: float) -> tuple[int, int]:
+    test = math.ceil(share * images)
+    return images - test, test
+
+
+def _listed(section: FolderData, root: Path, classes: int | None) -> Size:
+    """Lists a folder as the stage prepare does."""
+    if not (root / section.folder).is_dir():
+        raise InputError(
+            f"data.folder is {section.folder}, which is no folder here to be counted; "
+            "say how many images it holds with --images, and how many classes with --classes"
+        )
+    source = make_source(section, root)
+    known = len(source.classes) if classes is None else classes
+    return Size(source.shape, known, len(source.train), len(source.test))

@@ -1,0 +1,71 @@
+"""Complete params files that come with the package, and the same with every size shrunk.
+
+A recipe is NAME.yaml in this folder; `nfm.config` reads it as text.
+"""
+
+import json
+import math
+from typing import Any
+
+import yaml
+
+from nfm.config import Params, parse_params, recipe_text
+
+TRAININGS = ("features", "teacher", "student")
+RESIZED = ("folder", "imagenet")  # data sets of images of any size
+
+
+def load_recipe(name: str) -> Params:
+    """Returns a recipe, checked.
+
+    Raises:
+        InputError: There is no recipe of that name.
+    """
+    return parse_params(yaml.safe_load(recipe_text(name)), name)
+
+
+def smoke(mapping: dict[str, Any]) -> dict[str, Any]:
+    """Returns a copy of a params mapping on which every stage takes seconds, to see whether it runs.
+
+    Networks, trainings, fits and samples shrink, and images where the data set resizes them anyway; seeds become the
+    first. What decides which code runs stays: data set, patches, kinds of coupling, labels, precision, guidance,
+    solvers, and whether batches are cut into pieces.
+
+    Arguments:
+        mapping: What a params file holds; it is not changed.
+    """
+    small = json.loads(json.dumps(mapping))
+    small["seeds"] = small["seeds"][:1]
+    for name in TRAININGS:
+        small[name]["train"] |= {"steps": 2, "batch": 8, "warmup": 1}
+    small["features"]["width"] = 8
+    small["teacher"] |= {"blocks": 2, "layers": 1, "width": 16, "head_size": 8}
+    small["student"] |= {"depth": 1, "width": 16, "head_size": 8}
+    for section in small["coupling"].values():
+        section |= {key: least for key, least in (("steps", 4), ("batch", 8)) if key in section}
+        if isinstance(section.get("draws"), int):
+            section["draws"] = min(2, section["draws"])
+    if small["data"]["kind"] in RESIZED:
+        small["data"]["size"] = _small_image(small)
+    evaluate = small["evaluate"]
+    evaluate |= {"samples": 10, "euler": evaluate["euler"][:2], "heun": evaluate["heun"][:1], "curvature_steps": 2}
+    run = small["run"]
+    run |= {"log_every": 1, "sample_batch": 64, "micro_batch": None if run["micro_batch"] is None else 4}
+    return small
+
+
+def _small_image(mapping: dict[str, Any]) -> int:
+    """Returns a size of four tokens a side, or of as many as there are; 8 pixels at least, for the classifier."""
+    side = math.lcm(*mapping["teacher"]["patch"], *mapping["student"]["patch"])
+    return min(mapping["data"]["size"], side * max(4, math.ceil(8 / side)))
+
+
+def smoke_text(name: str) -> str:
+    """Returns a recipe with every size shrunk, as text.
+
+    Raises:
+        InputError: There is no recipe of that name.
+    """
+    small = smoke(yaml.safe_load(recipe_text(name)))
+    head = f"# The recipe {name} with every size shrunk, to see whether it runs here: the numbers mean nothing.\n"
+    return head + yaml.safe_dump(small, sort_keys=False, default_flow_style=None, width=120)
