@@ -274,6 +274,17 @@ def all_online(folder):
     yield encode_draws(model, split.images(rows), split.labels(rows), noise_std=0.2, draws=draws, seed=0)
 
 
+def test_a_fitted_coupling_has_its_marginal_error_on_its_card(project):
+    params = with_overrides(read_mapping(project / "params.yaml"), {"coupling.semidiscrete-ot.steps": 5})
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    couple(project, load_params(project / "params.yaml"), "semidiscrete-ot", 0)
+    card = json.loads((project / "artifacts/coupling/semidiscrete-ot-0/card.json").read_text())
+    figures = json.loads((project / "metrics/couple/semidiscrete-ot-0.json").read_text())
+    assert card == {"format": "nfm-card-1", "kind": "semidiscrete-ot", "images": COUNT, **figures}
+    assert 0 < card["sampling_error"] < card["marginal_error"]
+    assert list((project / "logs").glob("couple@semidiscrete-ot-0-*/card.json"))
+
+
 @pytest.mark.parametrize("name", ["noise-00000.f16", "noise-00004.f16"])
 def test_a_flipped_bit_in_a_stored_shard_is_one_sentence(project, whole, name):
     shutil.copytree(whole / "artifacts/coupling", project / "artifacts/coupling")

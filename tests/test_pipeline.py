@@ -221,6 +221,8 @@ def test_every_executed_stage_is_an_mlflow_run_below_one_parent(project):
     student = children["student@teacher-0"]
     assert student.data.tags["coupling"] == "teacher"
     assert student.data.params["student.train.steps"] == "2"
+    kept = {artifact.path for artifact in client.list_artifacts(children["couple-teacher@0"].info.run_id)}
+    assert {"card.json", "images"} <= kept
     record = json.loads((folder / "artifacts" / "runs" / "student@teacher-0.json").read_text())
     assert record["run_id"] == student.info.run_id
     # The curve: FD with the NFE as its step, by its short and its full name.

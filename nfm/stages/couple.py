@@ -7,7 +7,7 @@ from typing import Any
 
 from nfm.build.coupling import prepare_coupling
 from nfm.build.draws import Draws, open_draws, thresholds
-from nfm.config import Gate, InverseRegressionCoupling, Params, TeacherCoupling
+from nfm.config import Gate, InverseRegressionCoupling, Params, SemidiscreteOTCoupling, TeacherCoupling
 from nfm.coupling.card import figures_of
 from nfm.coupling.gate import HELP, judge
 from nfm.coupling.shards import SHARD_BYTES
@@ -55,6 +55,8 @@ def couple(root: Path, params: Params, coupling: str, seed: int, shard_bytes: in
             figures |= prepare_coupling(section, folder, split, draws=draws, seed=seed, device=run.device)
             run.write_metrics(f"couple/{item}", figures)
             run.report({k: v for k, v in figures.items() if isinstance(v, float)}, 0)
+            if isinstance(section, SemidiscreteOTCoupling):
+                run.tracker.artifact(folder / "card.json", "card.json")
 
 
 def _judged(run: StageRun, draws: Draws, gate: Gate, key: str) -> dict[str, Any]:
