@@ -163,7 +163,7 @@ def publish(folder: Path) -> None:
         for name, by_nfe in fd.items()
     ]
     if rows:
-        title = f"Fréchet distance by NFE, {summary.get('dataset', '')}"
+        title = f"Fréchet distance by NFE, {summary.get('metric') or summary.get('dataset', '')}"
         create_table_artifact(key="fd", table=rows, description=title)
     curves = folder / "report" / "fd.png"
     if curves.is_file():

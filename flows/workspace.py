@@ -13,12 +13,13 @@ from typing import Any
 
 import yaml
 
-from nfm.config import parse_params, read_mapping, recipe_text, with_overrides
+from nfm.config import INCEPTION, parse_params, read_mapping, recipe_text, with_overrides
 from nfm.errors import InputError
 
 FOLDER = ".workspaces"
-# Params that name files of the user's, relative to the project's folder.
-USER_FILES = (("data", "folder"), ("evaluate", "inception"))
+# Params that name files of the user's, relative to the project's folder, and files that a command has fetched.
+USER_FILES = (("data", "folder"),)
+FETCHED = (INCEPTION,)
 
 
 def params_of(root: Path, recipe: str | None, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -144,9 +145,8 @@ def _plain(value: Any) -> Any:
 
 
 def _link_user_files(root: Path, folder: Path, params: Mapping[str, Any]) -> None:
-    """Lets relative paths in the params lead to the same files from the workspace."""
-    for section, key in USER_FILES:
-        name = (params.get(section) or {}).get(key)
+    """Lets relative paths in the params, and what was fetched, lead to the same files from the workspace."""
+    for name in [*((params.get(section) or {}).get(key) for section, key in USER_FILES), *FETCHED]:
         if not name or Path(name).is_absolute():
             continue
         source, link = root / name, folder / name

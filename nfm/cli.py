@@ -44,6 +44,14 @@ def features() -> None:
 
 
 @app.command()
+def reference() -> None:
+    """Measure the train and the test images, which samples are held against."""
+    from nfm.stages.reference import reference as stage
+
+    stage(Path.cwd(), load_params(Path("params.yaml")))
+
+
+@app.command()
 def teacher(seed: Seed = 0) -> None:
     """Train the TarFlow teacher by maximum likelihood."""
     from nfm.stages.teacher import teacher as stage
@@ -57,7 +65,10 @@ def couple(coupling: CouplingName, seed: Seed = 0) -> None:
     """Prepare one coupling: fit its potentials, or read noise off the teacher."""
     from nfm.stages.couple import couple as stage
 
-    stage(Path.cwd(), _params_with(coupling), coupling, seed)
+    params = _params_with(coupling)
+    if params.coupling[coupling].kind == "teacher":
+        _with_processes()
+    stage(Path.cwd(), params, coupling, seed)
 
 
 @app.command()
@@ -93,6 +104,14 @@ def report() -> None:
     from nfm.stages.report import report as stage
 
     stage(Path.cwd(), load_params(Path("params.yaml")))
+
+
+@app.command()
+def fetch() -> None:
+    """Bring the Inception weights that evaluate.inception names, checked; stages never use the network."""
+    from nfm.build.fetch import fetch_inception
+
+    typer.echo(fetch_inception(load_params(Path("params.yaml")).evaluate.inception, Path.cwd()))
 
 
 @app.command()

@@ -5,6 +5,7 @@ A section has no defaults: what a stage depends on stands in params.yaml, where 
 
 import difflib
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -174,15 +176,40 @@ class SemidiscreteOTCoupling(Section):
     lr: PositiveFloat
 
 
+class Gate(Section):
+    """What the card of a teacher's coupling may show; outside it the stage fails, unless allowed."""
+
+    c2st: Annotated[float, Field(gt=0.5, le=1)]  # accuracy of telling z from N(0, I), overall and in each class
+    eigenvalues: tuple[PositiveFloat, PositiveFloat]  # of the covariance, smallest and largest
+    mean_drift: PositiveFloat  # of a class's mean from that of all, per dimension
+    variance_drift: PositiveFloat  # the same of its variance
+    round_trip: PositiveFloat  # largest |decode(encode(x)) - x|, on the scale of [-1, 1]
+    allow: bool  # whether a coupling outside it is used all the same
+
+    @model_validator(mode="after")
+    def _check(self) -> "Gate":
+        low, high = self.eigenvalues
+        if low >= high:
+            raise ValueError(f"eigenvalues is {[low, high]}, expected the smallest first; N(0, I) has 1 and 1")
+        return self
+
+
 class TeacherCoupling(Section):
     """Noise read off a trained teacher (NFM)."""
 
     kind: Literal["teacher"]
     draws: PositiveInt | Literal["online"]  # stored noised copies of each image, or fresh ones
+    gate: Gate
+
+
+class InverseRegressionCoupling(Section):
+    """The pairs of `coupling.teacher`, for a student that regresses data from noise in one step."""
+
+    kind: Literal["inverse-regression"]
 
 
 CouplingSection = Annotated[
-    IndependentCoupling | MinibatchOTCoupling | SemidiscreteOTCoupling | TeacherCoupling,
+    IndependentCoupling | MinibatchOTCoupling | SemidiscreteOTCoupling | TeacherCoupling | InverseRegressionCoupling,
     Field(discriminator="kind"),
 ]
 
@@ -207,6 +234,23 @@ class Student(Section):
     train: Train
 
 
+INCEPTION = "inputs/inception.pth"  # where `python -m nfm fetch` puts Inception's weights
+
+
+class Inception(Section):
+    """torch-fidelity's Inception weights, on whose features the Fréchet distance is FID."""
+
+    source: str  # path or URL that `python -m nfm fetch` brings the file from
+    sha256: str
+
+    @field_validator("sha256")
+    @classmethod
+    def _check(cls, value: str) -> str:
+        if not re.fullmatch("[0-9a-f]{64}", value):
+            raise ValueError(f"it is {value!r}, expected 64 hexadecimal digits, lower case")
+        return value
+
+
 class Evaluate(Section):
     """What is sampled and measured; noise and labels are shared by all couplings and seeds."""
 
@@ -217,7 +261,7 @@ class Evaluate(Section):
     euler: tuple[PositiveInt, ...]  # NFE
     heun: tuple[PositiveInt, ...]  # NFE, odd
     curvature_steps: PositiveInt
-    inception: str | None  # path of torch-fidelity's weights file; then FD is FID
+    inception: Inception | None  # then FD is FID
 
     @model_validator(mode="after")
     def _check(self) -> "Evaluate":
@@ -243,6 +287,7 @@ class Params(Section):
 
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
     couplings: Annotated[tuple[str, ...], Field(min_length=1)]
+    one_step: tuple[str, ...]  # those of them whose students take one step; DVC cannot tell by their kind
     data: DataSection
     features: Features
     teacher: Teacher
@@ -257,6 +302,11 @@ class Params(Section):
             if name not in self.coupling:
                 hint = nearest(name, self.coupling)
                 raise ValueError(f"couplings names {name!r}, which has no section{hint}")
+        kinds = {name: self.coupling[name].kind for name in self.couplings}
+        if (wanted := [name for name, kind in kinds.items() if kind == "inverse-regression"]) != list(self.one_step):
+            raise ValueError(f"one_step is {list(self.one_step)}, expected {wanted}, the couplings of that kind")
+        if self.one_step and "teacher" not in self.couplings:
+            raise ValueError(f"couplings names {self.one_step[0]!r} without 'teacher', whose pairs it learns; add it")
         for key in ("seeds", "couplings"):
             values = getattr(self, key)
             if len(set(values)) < len(values):

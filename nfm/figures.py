@@ -28,16 +28,23 @@ LABELS = {
     "minibatch-ot": "minibatch OT",
     "semidiscrete-ot": "semidiscrete OT",
     "teacher": "NFM",
+    "inverse-regression": "inverse regression",
 }
 # The baseline is grey, optimal transport blue, the teacher's coupling the one warm colour. Lightness differs too.
-COLOURS = {"independent": "#737373", "minibatch-ot": "#2b8cc9", "semidiscrete-ot": "#00569b", "teacher": "#d55e00"}
+COLOURS = {
+    "independent": "#737373",
+    "minibatch-ot": "#2b8cc9",
+    "semidiscrete-ot": "#00569b",
+    "teacher": "#d55e00",
+    "inverse-regression": "#7a003c",
+}
 SPARE = ("#009e73", "#b8559b", "#a07800", "#5b4bb0")
-MARKERS = {"independent": "o", "minibatch-ot": "^", "semidiscrete-ot": "s", "teacher": "D"}
+MARKERS = {"independent": "o", "minibatch-ot": "^", "semidiscrete-ot": "s", "teacher": "D", "inverse-regression": "*"}
 
 INK, MUTED, RULE, PAPER = "#1f2328", "#6a7078", "#d9dce0", "#fffffe"
 DARK = {  # what a colour turns into on a dark screen
     **{INK: "#e4e2dd", MUTED: "#9aa0a8", RULE: "#3a3f46", PAPER: "#15171a"},
-    **{"#737373": "#9c9c9c", "#2b8cc9": "#79c3ee", "#00569b": "#3b86cf", "#d55e00": "#f07d2e"},
+    **{"#737373": "#9c9c9c", "#2b8cc9": "#79c3ee", "#00569b": "#3b86cf", "#d55e00": "#f07d2e", "#7a003c": "#dc7ba6"},
 }
 STYLE: Any = {
     "font.family": "sans-serif",
@@ -110,6 +117,11 @@ def tile(images: Tensor, columns: int, *, size: int = 32, gap: int = 2) -> np.nd
     return sheet
 
 
+def several_steps(samples: Mapping[str, Mapping[int, Any]]) -> dict[str, Mapping[int, Any]]:
+    """Returns the couplings whose students take several steps; all if none does."""
+    return {name: by_nfe for name, by_nfe in samples.items() if len(by_nfe) > 1} or dict(samples)
+
+
 def spread_over(images: Tensor, count: int) -> Tensor:
     """Returns `count` of the images at even distances, first and last among them; all if there are no more."""
     return images[torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()]
@@ -150,7 +162,7 @@ def fd_curves(
         floor: FD of the training images, drawn as a line.
         teacher: FD of the teacher's own denoised samples, drawn as a line.
         heun: NFEs that Heun sampled; Euler sampled the others.
-        metric: "FD", or "FID" on Inception's features.
+        metric: "FD", or "FID" on Inception's features, with its full name where there is one.
     """
     with _drawn(path, 5.0, 3.9) as canvas:
         _draw_curves(canvas.add_subplot(), fd, floor, teacher, heun, metric)
@@ -204,6 +216,37 @@ def coupling_diagnostics(mean: Tensor, variance: Tensor, path: Path) -> Figure:
     )
 
 
+def draw_card(card: Mapping[str, Any], path: Path) -> Figure:
+    """Draws a teacher's card: C2ST and drifts by class, with their errors, and the moments per dimension.
+
+    Arguments:
+        card: What card.json holds.
+        path: The file to write.
+    """
+    (low, high), score, looked = card["eigenvalues"], card["c2st"], card["looked_at"]
+    text = (
+        f"C2ST {score['value']:.3f} ± {score['error']:.3f}, eigenvalues {low:.2f} to {high:.2f}, "
+        f"σ {card['sigma']:.3f}, round trip {card['round_trip']:.1e}; "
+        f"{looked['draws']} draws of {looked['images']} images"
+    )
+    with _drawn(path, 9.0, 4.6) as canvas:
+        axes = canvas.subplot_mosaic([["c2st", "mean_drift", "variance_drift"], ["mean", "variance", "eigenvalues"]])
+        for name, title in (("c2st", "C2ST"), ("mean_drift", "drift of mean"), ("variance_drift", "drift of variance")):
+            _draw_by_class(axes[name], {c: entry[name] for c, entry in card["classes"].items()}, name == "c2st")
+            axes[name].set_title(f"{title}, by class", loc="left")
+        for name, ideal in (("mean", 0.0), ("variance", 1.0)):
+            _draw_histogram(axes[name], torch.tensor(card[name]), ideal)
+            axes[name].set_xlabel(f"{name} of a dimension (N(0, I): {ideal:g})")
+        for height, ends in enumerate((card["eigenvalues_by_chance"], card["eigenvalues"])):
+            axes["eigenvalues"].plot(
+                ends, [height] * 2, color=(INK, COLOURS["teacher"])[height], marker="|", lw=2, ms=9
+            )
+        axes["eigenvalues"].set(ylim=(-0.6, 1.6), xlabel="eigenvalues of the covariance (N(0, I): 1)")
+        axes["eigenvalues"].set_yticks([0, 1], ["by\nchance", "z"])
+        canvas.suptitle(text, x=0.01, ha="left", size=10)
+    return Figure(path, f"The teacher's coupling: {text}.")
+
+
 def hero(
     samples: Mapping[str, Mapping[int, Tensor]],
     fd: Values,
@@ -220,9 +263,10 @@ def hero(
         fd: One value a seed, by coupling and NFE.
         path: The file to write.
         floor: FD of the training images.
-        metric: "FD", or "FID" on Inception's features.
+        metric: "FD", or "FID" on Inception's features, with its full name where there is one.
         columns: NFEs to show; those that a coupling lacks are left out.
     """
+    samples = several_steps(samples)
     shown = [nfe for nfe in columns if all(nfe in images for images in samples.values())]
     cells = [[tile(spread_over(images[nfe], 6), 3) for nfe in shown] for images in samples.values()]
     with _drawn(path, 11.5, max(3.2, 0.5 + 0.71 * len(cells)), layout=None) as canvas:
@@ -358,6 +402,27 @@ def _draw_histogram(ax: "Axes", values: Tensor, ideal: float) -> None:
     ax.hist(values.flatten().numpy(), bins=16, color=COLOURS["teacher"])
     ax.axvline(ideal, color=INK, lw=1.2, ls=(0, (4, 3)))
     ax.locator_params(axis="y", integer=True, nbins=4)
+
+
+def _draw_by_class(ax: "Axes", found: Mapping[str, Mapping[str, float] | None], score: bool) -> None:
+    """Draws accuracies with error bars about 0.5, or drifts as bars with what sampling alone gives as lines."""
+    shown = {name: entry for name, entry in found.items() if entry}
+    if not shown:
+        ax.text(0.5, 0.5, "too few images of a class,\nor no classes", ha="center", va="center", color=MUTED)
+        ax.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1))
+        return
+    x, values = range(len(shown)), [entry["value"] for entry in shown.values()]
+    errors = [entry["error"] for entry in shown.values()]
+    if score:
+        ax.errorbar(x, values, errors, fmt="o", ms=4, color=COLOURS["teacher"], ecolor=MUTED, elinewidth=0.9)
+        ax.axhline(0.5, color=INK, lw=1.2, ls=(0, (4, 3)))
+    else:
+        ax.bar(x, values, width=0.7, color=COLOURS["teacher"])
+        ax.hlines(errors, [i - 0.45 for i in x], [i + 0.45 for i in x], color=INK, lw=1.2, label="by chance")
+        ax.set_ylim(0, 1.3 * max(*values, *errors))
+        ax.legend(loc="upper right")
+    few = len(shown) <= 12
+    ax.set_xticks(list(x) if few else [], [name[:8] for name in shown] if few else [])
 
 
 def _means(values: Mapping[str, Sequence[float]]) -> list[float]:

@@ -14,7 +14,7 @@ def load(weights: Path) -> torch.nn.Module:
     """Reads a student onto the CPU, or onto the GPU if there is one."""
     from nfm.build.student import load_student
 
-    return load_student(weights, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return load_student(weights, torch.device("cuda" if torch.cuda.is_available() else "cpu")).model
 
 
 @torch.no_grad()

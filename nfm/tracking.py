@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nfm.errors import InputError
+from nfm.finished_run import FinishedRun, write_finished_run
 from nfm.tracker import JsonLines, NullTracker, Tracker, flatten, status_of
 
 EXPERIMENT = "nfm"
@@ -65,7 +66,7 @@ class MLflowTracker(NullTracker):
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        now = _now()
         self._buffer += [Metric(key, float(value), now, step) for key, value in values.items()]
         if len(self._buffer) >= FLUSH or time.monotonic() - self._sent > FLUSH_SECONDS:
             self._flush()
@@ -144,12 +145,13 @@ class NoParent:
 class Parent(NoParent):
     """The MLflow run of a flow run, over the runs of the stages that it executes.
 
-    It is made when the first stage asks for its environment: a flow run that finds all stages up
-    to date makes no history, and does not import mlflow. Safe to use from several threads.
+    It is made when the first stage asks for its environment, or else at its close: a flow run that
+    finds all stages up to date does not import mlflow. Safe to use from several threads.
     """
 
     def __init__(self, uri: str, root: Path, name: str, tags: Mapping[str, str]) -> None:
         self._uri, self._root, self._name, self._tags = uri, root, name, dict(tags)
+        self._start = _now()
         self._lock = threading.Lock()
 
     def environment(self) -> dict[str, str]:
@@ -166,7 +168,11 @@ class Parent(NoParent):
 
     def close(self, status: str) -> None:
         if self.run_id is None:
-            return
+            run = FinishedRun(EXPERIMENT, self._name, self._tags, status, self._start, _now())
+            self.run_id = write_finished_run(self._uri, run)
+            if self.run_id is not None:
+                return
+            self._open()
         with _answering(self._uri):
             with self._lock:
                 tags = dict(self._tags)
@@ -179,7 +185,7 @@ class Parent(NoParent):
         self._client = _client(self._uri)
         with _answering(self._uri):
             experiment = _experiment(self._client, self._uri, self._root)
-            run = self._client.create_run(experiment, run_name=self._name, tags=self._tags)
+            run = self._client.create_run(experiment, self._start, self._tags, self._name)
         self.run_id = run.info.run_id
 
     def _end_children(self) -> None:
@@ -318,6 +324,11 @@ def _signature(path: Path) -> Any:
     if model["classes"]:
         inputs.append(TensorSpec(np.dtype(np.int64), (-1,), "label"))
     return ModelSignature(Schema(inputs), Schema([TensorSpec(np.dtype(np.float32), image)]))
+
+
+def _now() -> int:
+    """Returns milliseconds since 1970, as MLflow counts."""
+    return int(time.time() * 1000)
 
 
 def _line(error: BaseException) -> str:

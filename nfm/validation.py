@@ -45,15 +45,19 @@ def _sentence(error: Any, key: str, value: Any) -> str:
 
 def _locate(loc: tuple[Any, ...], mapping: Any) -> tuple[list[str], Any]:
     """Drops variant names from a pydantic location; returns the keys and the value there."""
-    keys, node = [], mapping
+    keys, node, tagged = [], mapping, None
     for part in loc:
+        # The first part inside a variant is its kind, which may be a key of it as well.
+        if isinstance(node, dict) and part == node.get("kind") and node is not tagged:
+            tagged = node
+            continue
         if isinstance(node, dict):
             inside = part in node
         else:
             inside = isinstance(node, list) and isinstance(part, int) and part < len(node)
         if inside:
             node = node[part]
-        elif part != loc[-1] or not isinstance(node, dict) or part == node.get("kind"):
+        elif part != loc[-1] or not isinstance(node, dict):
             continue  # the name of a variant or of a plain type in a union
         keys.append(str(part))
     return keys, node

@@ -2,17 +2,15 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.servers import free_port, wait_for_answer
 
 ROOT = Path(__file__).parents[1]
 
@@ -122,9 +120,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory, quiet: None) -> Ite
     """
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {
         **os.environ,
         "PREFECT_HOME": str(tmp_path_factory.mktemp("server")),
@@ -136,7 +132,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory, quiet: None) -> Ite
         server = subprocess.Popen([*command, "--port", str(port)], env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}/api"
     try:
-        _wait_for_answer(f"{address}/health", server)
+        wait_for_answer(f"{address}/health", server)
         with temporary_settings({PREFECT_API_URL: address}):
             yield address
             _send_what_is_left()
@@ -152,15 +148,6 @@ def _send_what_is_left() -> None:
 
     APILogWorker.drain_all()
     EventsWorker.drain_all()
-
-
-def _wait_for_answer(address: str, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        assert server.poll() is None, "the Prefect server has ended"
-        with suppress(OSError), urllib.request.urlopen(address, timeout=5):
-            return
-        time.sleep(0.2)
-    raise AssertionError("the Prefect server does not answer")
 
 
 @pytest.fixture(scope="session")

@@ -4,17 +4,22 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from nfm.artifacts import load_tensors
 from nfm.cli import main
 from nfm.config import read_mapping, with_overrides
+from nfm.stages import evaluate
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
+WITH_ONE_STEP = {"couplings": [*TINY["couplings"], "inverse-regression"], "one_step": ["inverse-regression"]}
+INCEPTION = {"source": "weights.pth", "sha256": "0" * 64}
 
 
 def nfm(monkeypatch, *arguments):
@@ -39,17 +44,21 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("NFM_TRACKER", "jsonl")
-        write_params(folder, **{"coupling.teacher.draws": 2})
+        write_params(folder, **WITH_ONE_STEP, **{"coupling.teacher.draws": 2})
         for command in (
             ["prepare"],
             ["features"],
+            ["reference"],
             ["teacher"],
             ["couple", "--coupling", "semidiscrete-ot"],
             ["couple", "--coupling", "teacher"],
+            ["couple", "--coupling", "inverse-regression"],
             ["student", "--coupling", "semidiscrete-ot"],
             ["student", "--coupling", "teacher"],
+            ["student", "--coupling", "inverse-regression"],
             ["evaluate", "--coupling", "semidiscrete-ot"],
             ["evaluate", "--coupling", "teacher"],
+            ["evaluate", "--coupling", "inverse-regression"],
             ["evaluate", "--teacher"],
             ["report"],
         ):
@@ -98,6 +107,30 @@ def test_two_students_of_one_seed_start_from_the_same_noise_and_labels(trained):
     assert kept[0].equal(kept[1])
 
 
+def test_a_one_step_student_has_the_teachers_pairs_and_is_measured_at_one_step(trained):
+    pairs, flow = ({}, {})
+    for name, found in (("teacher-0", flow), ("inverse-regression-0", pairs)):
+        folder = trained / "artifacts" / "coupling" / name
+        found |= {p.name: p.read_bytes() for p in folder.glob("noise-*")}
+    assert pairs
+    assert pairs == flow
+    summary = json.loads((trained / "results" / "summary.json").read_text())
+    assert {c: sorted(v) for c, v in summary["fd"].items()} == {
+        "semidiscrete-ot": ["1", "5"],
+        "teacher": ["1", "5"],
+        "inverse-regression": ["1"],
+    }
+    assert set(summary["curvature"]) == {"semidiscrete-ot", "teacher"}
+    weights = [
+        (trained / "artifacts" / "student" / n / "student.safetensors").read_bytes()
+        for n in ("teacher-0", "inverse-regression-0")
+    ]
+    assert weights[0] != weights[1]
+    page = (trained / "report" / "index.html").read_text()
+    assert "inverse regression" in page
+    assert "best of two couplings" in page or "best of 2 couplings" in page or "is best with" in page
+
+
 def test_a_stage_leaves_its_record_and_no_checkpoint(trained):
     record = json.loads((trained / "artifacts" / "runs" / "teacher@0.json").read_text())
     assert record["stage"] == "teacher@0"
@@ -118,7 +151,7 @@ def test_online_draws_train_a_student_from_a_copy_of_the_teacher(project, monkey
     write_params(project, **{"coupling.teacher.draws": "online"})
     assert nfm(monkeypatch, "couple", "--coupling", "teacher") == 0
     folder = project / "artifacts" / "coupling" / "teacher-0"
-    assert {p.name for p in folder.iterdir()} == {"coupling.json", "teacher.safetensors"}
+    assert {p.name for p in folder.iterdir()} == {"card.json", "card.png", "coupling.json", "teacher.safetensors"}
     stored = (project / "artifacts" / "student" / "teacher-0" / "student.safetensors").read_bytes()
     assert nfm(monkeypatch, "student", "--coupling", "teacher") == 0
     assert (project / "artifacts" / "student" / "teacher-0" / "student.safetensors").read_bytes() != stored
@@ -131,7 +164,7 @@ def test_an_unconditional_pipeline_runs(project, monkeypatch):
     assert nfm(monkeypatch, "evaluate", "--coupling", "teacher") == 0
     measured = json.loads((project / "metrics" / "evaluate" / "teacher-0.json").read_text())
     assert "accuracy" not in measured
-    assert measured["fd"]["euler-1"] > 0
+    assert measured["fd_digits_20"]["euler-1"] > 0
 
 
 @pytest.mark.parametrize(
@@ -151,6 +184,7 @@ def test_an_unconditional_pipeline_runs(project, monkeypatch):
             "data.folder",
         ),
         ({"evaluate.inception": "weights.pth"}, ["evaluate", "--teacher"], "evaluate.inception"),
+        ({"evaluate.inception": INCEPTION}, ["evaluate", "--coupling", "teacher"], "run `python -m nfm fetch`"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -165,10 +199,15 @@ def test_a_mistake_in_params_or_options_is_one_sentence(project, monkeypatch, ca
         ("artifacts/data/train/images-00000.u8", ["teacher"]),
         ("artifacts/data/test/labels.i64", ["evaluate", "--teacher"]),
         ("artifacts/teacher/0/teacher.safetensors", ["couple", "--coupling", "teacher"]),
-        ("artifacts/coupling/teacher-0/noise.f16", ["student", "--coupling", "teacher"]),
+        ("artifacts/coupling/teacher-0/noise-00000.f16", ["student", "--coupling", "teacher"]),
         ("artifacts/coupling/semidiscrete-ot-0/potentials.safetensors", ["student", "--coupling", "semidiscrete-ot"]),
         ("artifacts/student/teacher-0/student.safetensors", ["evaluate", "--coupling", "teacher"]),
         ("artifacts/features/features.safetensors", ["evaluate", "--teacher"]),
+        ("artifacts/features/features.safetensors", ["reference"]),
+        ("artifacts/data/test/labels.i64", ["reference"]),
+        ("artifacts/reference/train.safetensors", ["evaluate", "--coupling", "teacher"]),
+        ("artifacts/reference/test.safetensors", ["evaluate", "--teacher"]),
+        ("metrics/reference.json", ["report"]),
         ("metrics/evaluate/teacher-0.json", ["report"]),
     ],
 )
@@ -190,6 +229,8 @@ def test_a_damaged_input_is_named(project, monkeypatch, capsys, path, command, d
         ("artifacts/data/train/images-00000.u8", ["student", "--coupling", "teacher"]),
         ("artifacts/data/test/images-00000.u8", ["evaluate", "--teacher"]),
         ("artifacts/teacher/0/teacher.safetensors", ["couple", "--coupling", "teacher"]),
+        ("artifacts/coupling/teacher-0/noise-00000.f16", ["student", "--coupling", "teacher"]),
+        ("artifacts/reference/test.safetensors", ["evaluate", "--coupling", "teacher"]),
     ],
 )
 def test_a_flipped_bit_in_an_input_is_named(project, monkeypatch, capsys, path, command):
@@ -197,6 +238,56 @@ def test_a_flipped_bit_in_an_input_is_named(project, monkeypatch, capsys, path, 
     content[-1] ^= 1
     (project / path).write_bytes(content)
     assert Path(path).name in refused(project, monkeypatch, capsys, *command)
+
+
+@pytest.mark.parametrize("command", [["evaluate", "--coupling", "teacher"], ["evaluate", "--teacher"]], ids=" ".join)
+def test_samples_are_the_same_in_any_batch_and_none_is_held_on_to(project, monkeypatch, command):
+    """With batches of 4 of 20 samples; the images of one batch are gone when the next but one is made."""
+    alive, most, to_uint8 = [], [], evaluate.to_uint8
+
+    def watched(images):
+        array = to_uint8(images).numpy().copy()
+        alive.append(weakref.ref(array))
+        most.append(sum(len(ref()) for ref in alive if ref() is not None))
+        return torch.from_numpy(array)
+
+    path = project / "metrics" / ("evaluate-teacher/0.json" if "--teacher" in command else "evaluate/teacher-0.json")
+    whole, pictures = json.loads(path.read_text()), list((project / "artifacts" / "evaluate").rglob("*.safetensors"))
+    kept = {picture: load_tensors(picture)[0] for picture in pictures}
+    monkeypatch.setattr(evaluate, "to_uint8", watched)
+    write_params(project, **{"run.sample_batch": 4})
+    assert nfm(monkeypatch, *command) == 0
+    parts = json.loads(path.read_text())
+    assert max(most) <= 2 * 2 * 4  # two batches, of the teacher raw and denoised
+    for name in ("fd_digits_20", "fd_digits_20_train"):
+        # float32 samples, and so now and then a pixel, depend on the batch by roundings.
+        assert parts[name] == pytest.approx(whole[name], rel=1e-3)
+    for picture in pictures:
+        for name, images in load_tensors(picture)[0].items():
+            assert (images.float() - kept[picture][name].float()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "word", "value"),
+    [
+        ("evaluate", "samples", 30),
+        ("evaluate", "features", "2048 of Inception"),
+        ("evaluate-teacher", "metric", "fd_digits_30"),
+        ("reference", "resize", "box"),
+        ("reference", "test", 10_000),
+    ],
+)
+def test_a_report_of_figures_that_cannot_be_compared_is_refused(project, monkeypatch, capsys, stage, word, value):
+    name = {"evaluate": "evaluate/semidiscrete-ot-0", "evaluate-teacher": "evaluate-teacher/0"}.get(stage, stage)
+    path = project / "metrics" / f"{name}.json"
+    measured = json.loads(path.read_text())
+    before = measured["yardstick"][word]
+    measured["yardstick"][word] = value
+    path.write_text(json.dumps(measured))
+    sentence = refused(project, monkeypatch, capsys, "report")
+    assert repr(value) in sentence
+    assert repr(before) in sentence
+    assert path.name in sentence
 
 
 def test_a_model_of_other_images_is_refused(project, monkeypatch, capsys):

@@ -34,11 +34,22 @@ WRONG = {
     "NFE 0": ({"evaluate.euler": [0]}, "evaluate.euler.0 is 0"),
     "nothing to evaluate": ({"evaluate.euler": [], "evaluate.heun": []}, "both empty"),
     "coupling without section": ({"couplings": ["techer"]}, "did you mean 'teacher'"),
+    "one step without its kind": ({"one_step": ["teacher"]}, "one_step is ['teacher'], expected []"),
+    "kind without one step": (
+        {"couplings": ["teacher", "inverse-regression"]},
+        "one_step is [], expected ['inverse-regression']",
+    ),
+    "one step without the teacher": (
+        {"couplings": ["inverse-regression"], "one_step": ["inverse-regression"]},
+        "without 'teacher'",
+    ),
     "seed twice": ({"seeds": [0, 0]}, "each value once"),
     "no seeds": ({"seeds": []}, "expected 1 value"),
     "text for a list": ({"couplings": "teacher"}, "expected a list"),
     "patch of one number": ({"student.patch": [1]}, "expected 2 values"),
     "number for a section": ({"data": 3}, "expected a section"),
+    "unknown key of a variant with a key of its name": ({"data": {"kind": "folder", "flop": 1}}, "yaml: data: 'flop'"),
+    "wrong key named as its variant": ({"data": {"kind": "folder", "folder": 3}}, "data.folder is 3"),
     "keys of another kind missing": ({"data": {"kind": "mnist"}}, "data.folder is missing"),
 }
 
@@ -91,9 +102,9 @@ def test_every_recipe_is_complete_and_right(name):
     assert parse_params(yaml.safe_load(recipe_text(name)), name).seeds
 
 
-def test_the_digits_recipe_is_the_demo_with_three_seeds():
-    recipe = yaml.safe_load(recipe_text("digits"))
-    assert recipe == {**DEMO, "seeds": [0, 1, 2]}
+def test_the_digits_recipe_is_the_demo_with_three_seeds_and_the_one_step_rival():
+    recipe, rival = yaml.safe_load(recipe_text("digits")), "inverse-regression"
+    assert recipe == {**DEMO, "seeds": [0, 1, 2], "couplings": [*DEMO["couplings"], rival], "one_step": [rival]}
 
 
 def test_an_unknown_recipe_names_the_nearest():

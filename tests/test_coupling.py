@@ -11,12 +11,12 @@ import torch
 from scipy import stats
 
 from nfm.coupling.base import Batch
-from nfm.coupling.diagnostics import c2st, diagnose, noise_statistics, round_trip_error
 from nfm.coupling.independent import Independent
 from nfm.coupling.minibatch_ot import MinibatchOT, assign
 from nfm.coupling.semidiscrete_ot import SemidiscreteOT, fit_potentials
 from nfm.coupling.teacher import TeacherDraws, TeacherOnline, encode_draws
 from nfm.random import generator_for
+from nfm.store import Rows
 from nfm.teacher.bijection import Affine
 
 ALPHA = 1e-4
@@ -40,7 +40,7 @@ def teacher_for(data):
 
 def stored(data, label):
     noise = encode_draws(teacher_for(data), data, label, noise_std=NOISE_STD, draws=3, seed=1)
-    return TeacherDraws(noise.numpy())
+    return TeacherDraws(Rows([noise[:4], noise[4:]]))
 
 
 # Each is made for a data set. Zero potentials are exact for `orbits`, by its symmetry.
@@ -284,27 +284,26 @@ def test_semidiscrete_pairing_names_what_does_not_fit():
         alone.pair(Batch(zero, data[:1], one), generator_for(0))
 
 
-def test_stored_draws_are_of_the_right_image_and_equally_often_chosen(tmp_path):
-    shape = (10, 4, 1, 2, 2)
-    noise = np.memmap(tmp_path / "noise", np.float16, mode="w+", shape=shape)
-    noise[:] = np.arange(40).reshape(10, 4, 1, 1, 1)
+@pytest.mark.parametrize("sizes", [[10], [3, 1, 6]], ids=["one shard", "three shards"])
+def test_stored_draws_are_of_the_right_image_and_equally_often_chosen(sizes):
+    noise = torch.arange(40, dtype=torch.float16).reshape(10, 4, 1, 1, 1).expand(-1, -1, 1, 2, 2)
     data = torch.zeros(10, 1, 2, 2)
     rows = torch.randint(10, (8000,), generator=generator_for(0))
-    _, z, _ = pairs_of(TeacherDraws(noise, sigma=0.5), data, None, rows, 100)
+    _, z, _ = pairs_of(TeacherDraws(Rows(noise.split(sizes)), sigma=0.5), data, None, rows, 100)
     assert (z == z[:, :, :1, :1]).all()
     number = (z[:, 0, 0, 0] * 0.5).long()
     assert torch.equal(number // 4, rows)
     assert stats.chisquare(torch.bincount(number % 4)).pvalue > ALPHA
-    same = pairs_of(TeacherDraws(torch.from_numpy(noise) / 0.5), data, None, rows, 100)
+    same = pairs_of(TeacherDraws(Rows([noise / 0.5])), data, None, rows, 100)
     assert torch.equal(same[1], z)
 
 
 def test_stored_noise_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"\(N, K, C, H, W\)"):
-        TeacherDraws(np.zeros((10, 1, 2, 2)))
+        TeacherDraws(Rows([np.zeros((10, 1, 2, 2))]))
     batch = Batch(torch.arange(2), torch.zeros(2, 1, 2, 2), None)
     with pytest.raises(ValueError, match=r"\(1, 3, 3\)"):
-        TeacherDraws(np.zeros((10, 4, 1, 3, 3))).pair(batch, generator_for(0))
+        TeacherDraws(Rows([np.zeros((10, 4, 1, 3, 3))])).pair(batch, generator_for(0))
 
 
 def test_the_teacher_sees_data_plus_fresh_noise_of_the_stated_size():
@@ -360,64 +359,3 @@ def test_the_teacher_gets_labels_unless_it_is_unconditional():
         for conditional in (True, False)
     )
     torch.testing.assert_close(given - without, label.reshape(-1, 1, 1, 1).expand(4, 1, 2, 2) * 1.0)
-
-
-def test_noise_statistics_are_the_moments():
-    z = torch.randn(100_000, 3, generator=generator_for(0), dtype=torch.float64)
-    mix = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 2.0]], dtype=torch.float64)
-    moments = noise_statistics(z @ mix.T + torch.tensor([1.0, 0.0, -2.0]))
-    # Deviations of 4.5 standard errors, each about spread times sqrt(2 / 100,000).
-    expected = torch.tensor([1.0, 0.0, -2.0], dtype=torch.float64)
-    torch.testing.assert_close(moments.mean, expected, rtol=0, atol=0.03)
-    expected = torch.tensor([1.0, 1.0, 4.0], dtype=torch.float64)
-    torch.testing.assert_close(moments.variance, expected, rtol=0.02, atol=0)
-    # [[1, .6], [.6, 1]] has the eigenvalues .4 and 1.6; the third dimension adds 4.
-    assert moments.eigenvalues == pytest.approx((0.4, 4.0), rel=0.02)
-
-
-def test_a_classifier_cannot_tell_normal_noise_but_tells_shift_and_shape():
-    z = torch.randn(2000, 4, generator=generator_for(0))
-    groups = torch.arange(200).repeat_interleave(10)
-    # Half of 4000 rows are held out: 4 standard deviations are 0.045.
-    assert c2st(z, groups, seed=1) == pytest.approx(0.5, abs=0.045)
-    assert c2st(z + 3, groups, seed=1) > 0.97
-    assert c2st(z * 3, groups, seed=1) > 0.85
-
-
-def test_the_classifier_is_tested_on_images_it_has_not_seen():
-    # Draws of an image are nearly alike, images are N(0, I): who sees each image knows them all.
-    centres = torch.randn(100, 16, generator=generator_for(0)).repeat_interleave(20, 0)
-    z = centres + 0.01 * torch.randn(2000, 16, generator=generator_for(1))
-    by_image = c2st(z, torch.arange(100).repeat_interleave(20), seed=0)
-    by_row = c2st(z, torch.arange(2000), seed=0)
-    assert by_row > 0.9
-    assert by_image < 0.65
-
-
-def test_a_group_per_row_is_wanted():
-    with pytest.raises(ValueError, match=r"groups have shape \(3,\)"):
-        c2st(torch.zeros(4, 2), torch.arange(3), seed=0)
-
-
-def test_noise_is_diagnosed_after_division_by_sigma():
-    noise = 3 * torch.randn(200, 5, 1, 2, 2, generator=generator_for(0)).numpy()
-    found = diagnose(noise, 3.0, seed=0)
-    # 1000 rows: standard errors of 0.03 of means, 0.045 of variances, 0.016 of the accuracy.
-    np.testing.assert_allclose(found["mean"], 0, atol=0.15)
-    np.testing.assert_allclose(found["variance"], 1, atol=0.2)
-    np.testing.assert_allclose(found["eigenvalues"], 1, atol=0.25)
-    assert found["c2st"] == pytest.approx(0.5, abs=0.065)
-    assert diagnose(noise, 1.0, seed=0)["c2st"] > 0.75
-
-
-def test_round_trip_error_is_the_largest_deviation():
-    class Off(Affine):
-        def decode(self, z, label=None, dropped=None):
-            x = super().decode(z)
-            x[1, 0, 1, 0] += 0.25
-            return x
-
-    shift, scale = torch.randn(2, 1, 2, 2, generator=generator_for(0), dtype=torch.float64)
-    data = gaussian(5)[0].double()
-    assert round_trip_error(Affine(shift, scale), data, None) < 1e-14
-    assert round_trip_error(Off(shift, scale), data, None) == pytest.approx(0.25, abs=1e-14)

@@ -1,25 +1,26 @@
 """The feature network, and Fréchet distance, KID, precision and recall on its features."""
 
 import math
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch_fidelity import calculate_metrics
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from nfm.data.shards import from_uint8
 from nfm.data.source import digits
-from nfm.errors import InputError
-from nfm.metrics import fidelity as module
-from nfm.metrics.features import Classifier, accuracy, classifier_loss, shift
+from nfm.metrics.features import Classifier, classifier_loss, count_right, shift
 from nfm.metrics.fidelity import (
+    Fidelity,
     classifier_extractor,
     extract,
     fidelity,
-    inception,
+    frechet,
     register_classifier,
 )
+from nfm.metrics.statistics import Accumulator, Statistics
 from nfm.random import generator_for
 
 
@@ -35,6 +36,17 @@ def normal(count: int, mean: Tensor, root: Tensor, seed: int) -> Tensor:
     x = x - x.mean(dim=0)
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(x.T.cov()), x.T, upper=False).T
     return mean + white @ root.T
+
+
+def statistics(features: Tensor, batch: int = 64, keep: int = 10_000) -> Statistics:
+    accumulator = Accumulator(keep)
+    for part in features.split(batch):
+        accumulator.add(part)
+    return accumulator.statistics()
+
+
+def measured(real: Tensor, fake: Tensor, **options: int) -> Fidelity:
+    return fidelity(statistics(real), statistics(fake), **options)
 
 
 def uniform_pixels(count: int, shape: tuple[int, int, int], seed: int) -> Tensor:
@@ -53,8 +65,8 @@ def test_fd_of_gaussians_with_a_common_basis_is_known():
     fake = normal(300, mean, basis * b, seed=2)
     expected = (mean.square().sum() + (a - b).square().sum()).item()
     # Eigenvalues of a 5x5 product, condition 1e3, in float64.
-    assert fidelity(real, fake).fd == pytest.approx(expected, rel=1e-10)
-    assert fidelity(fake, real).fd == pytest.approx(expected, rel=1e-10)
+    assert measured(real, fake).fd == pytest.approx(expected, rel=1e-10)
+    assert measured(fake, real).fd == pytest.approx(expected, rel=1e-10)
 
 
 def test_fd_of_gaussians_with_other_bases_is_known():
@@ -65,20 +77,20 @@ def test_fd_of_gaussians_with_other_bases_is_known():
     zero = torch.zeros(2, dtype=torch.float64)
     cross = math.sqrt((a @ b).trace().item() + 2 * math.sqrt((a @ b).det().item()))
     expected = (a.trace() + b.trace()).item() - 2 * cross
-    found = fidelity(normal(50, zero, root_a, 1), normal(70, zero, root_b, 2)).fd
+    found = measured(normal(50, zero, root_a, 1), normal(70, zero, root_b, 2)).fd
     assert found == pytest.approx(expected, rel=1e-10)
 
 
 def test_fd_of_a_set_with_itself_is_zero():
     x = torch.randn(200, 64, generator=generator_for(0))
-    assert fidelity(x, x.flip(0)).fd == pytest.approx(0, abs=1e-10)
+    assert measured(x, x.flip(0)).fd == pytest.approx(0, abs=1e-10)
 
 
 def test_fd_of_float32_features_is_that_of_their_exact_values():
     # A mean of 1000 and a spread of 0.01: sums in float32 lose the difference.
     x = 1000 + 0.01 * torch.randn(500, 3, generator=generator_for(0))
     y = x + 0.05
-    assert fidelity(x, y).fd == pytest.approx(fidelity(x.double(), y.double()).fd, rel=1e-9)
+    assert measured(x, y).fd == pytest.approx(measured(x.double(), y.double()).fd, rel=1e-9)
 
 
 def test_kid_of_two_points_is_known():
@@ -88,14 +100,14 @@ def test_kid_of_two_points_is_known():
         return (float(x @ y) / 3 + 1) ** 3
 
     expected = kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)
-    found = fidelity(a.expand(30, 3), b.expand(20, 3)).kid
+    found = measured(a.expand(30, 3), b.expand(20, 3)).kid
     assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_kid_of_one_distribution_is_zero_on_average():
     values = torch.tensor(
         [
-            fidelity(
+            measured(
                 torch.randn(60, 8, generator=generator_for(seed, 0)),
                 torch.randn(60, 8, generator=generator_for(seed, 1)),
             ).kid
@@ -117,7 +129,7 @@ def test_precision_and_recall_tell_missing_modes_from_bad_samples():
     order = torch.randperm(200, generator=generator)
     both = torch.cat([here[:100], there[:100]])[order]
     one = here[100:].repeat(2, 1)[order] + 0.01 * torch.randn(200, 4, generator=generator)
-    dropped, spurious = fidelity(both, one), fidelity(one, both)
+    dropped, spurious = measured(both, one), measured(one, both)
     assert dropped.precision > 0.8
     assert dropped.recall < 0.55
     assert spurious.precision < 0.55
@@ -126,7 +138,7 @@ def test_precision_and_recall_tell_missing_modes_from_bad_samples():
 
 def test_kid_is_a_function_of_its_seed():
     real, fake = (torch.randn(80, 4, generator=generator_for(seed)) for seed in (0, 1))
-    first, again, other = (fidelity(real, fake, kid_subset_size=40, seed=s).kid for s in (0, 0, 1))
+    first, again, other = (measured(real, fake, kid_subset_size=40, seed=s).kid for s in (0, 0, 1))
     assert first == again
     assert first != other
 
@@ -153,7 +165,7 @@ def test_torch_fidelity_itself_measures_the_same_by_the_registered_name():
         verbose=False,
     )
     extractor = classifier_extractor(model)
-    ours = fidelity(extract(extractor, real), extract(extractor, fake), kid_subset_size=50, seed=7)
+    ours = measured(extract(extractor, real), extract(extractor, fake), kid_subset_size=50, seed=7)
     # torch-fidelity averages features in float32: 60 roundings of 6e-8, relative to features of
     # order 1, beside differences of order 1e-2.
     assert ours.fd == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
@@ -176,8 +188,61 @@ class Images(torch.utils.data.Dataset):
 
 
 def test_features_of_other_widths_cannot_be_compared():
-    with pytest.raises(ValueError, match=r"\(9, 4\) and \(9, 5\)"):
-        fidelity(torch.zeros(9, 4), torch.zeros(9, 5))
+    with pytest.raises(ValueError, match="features are 4 and 5 wide"):
+        measured(torch.zeros(9, 4), torch.zeros(9, 5))
+
+
+# Statistics in batches
+
+
+@pytest.mark.parametrize("batch", [1, 7, 100, 1000])
+def test_statistics_in_batches_are_those_of_numpy(batch):
+    # A mean 10^5 times the spread: sums of squares in float64 would lose ten digits of sixteen.
+    x = 1e5 + torch.randn(300, 5, generator=generator_for(0), dtype=torch.float64) @ torch.randn(
+        5, 5, generator=generator_for(1), dtype=torch.float64
+    )
+    found = statistics(x, batch)
+    assert found.count == 300
+    np.testing.assert_allclose(found.mean, np.mean(x.numpy(), axis=0), rtol=1e-14)
+    # Deviations from the mean carry its rounding, 10^5 times 1e-16.
+    np.testing.assert_allclose(found.covariance, np.cov(x.numpy(), rowvar=False), rtol=0, atol=1e-9)
+
+
+def test_the_first_rows_are_kept_whatever_the_batch():
+    x = torch.randn(50, 3, generator=generator_for(0))
+    for batch in (1, 20, 50):
+        assert torch.equal(statistics(x, batch, keep=30).rows, x[:30])
+    assert torch.equal(statistics(x, keep=60).rows, x)
+
+
+def test_rows_that_are_not_kept_change_the_distance_and_nothing_else():
+    real = torch.randn(60, 4, generator=generator_for(0))
+    fake = torch.randn(90, 4, generator=generator_for(1))
+    few, all_ = (fidelity(statistics(real), statistics(rows, keep=40)) for rows in (fake[:40], fake))
+    assert (few.kid, few.precision, few.recall) == (all_.kid, all_.precision, all_.recall)
+    assert few.fd != all_.fd == frechet(statistics(real), statistics(fake))
+
+
+def test_no_batch_is_held_on_to():
+    accumulator = Accumulator(keep=25)
+    for step in range(20):
+        # A tensor over an array keeps it alive, and so does a view of that tensor.
+        array = np.random.default_rng(step).standard_normal((10, 3), np.float32)
+        alive = weakref.ref(array)
+        accumulator.add(torch.from_numpy(array))
+        del array
+        assert alive() is None
+    found = accumulator.statistics()
+    assert (found.count, len(found.rows)) == (200, 25)
+
+
+def test_features_of_another_width_do_not_add_up_and_one_image_has_no_covariance():
+    accumulator = Accumulator()
+    accumulator.add(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r"shape \(2, 4\), expected \(B, 3\)"):
+        accumulator.add(torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="features of 1 images, expected at least 2"):
+        accumulator.statistics()
 
 
 # Extraction
@@ -199,31 +264,6 @@ def test_pixels_and_the_models_scale_give_the_same_features():
 def test_samples_that_are_not_yet_pixels_are_refused():
     with pytest.raises(ValueError, match=r"float32, expected uint8"):
         extract(classifier_extractor(classifier()), torch.zeros(2, 1, 8, 8))
-
-
-def test_weights_of_inception_that_are_missing_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"inception\.pth, which does not exist"):
-        inception(tmp_path / "inception.pth", torch.device("cpu"))
-
-
-def test_a_pickle_that_is_not_the_published_inception_is_not_opened(tmp_path):
-    path = tmp_path / "inception.pth"
-    path.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(InputError, match=r"inception\.pth, whose SHA-256 begins with"):
-        inception(path, torch.device("cpu"))
-
-
-def test_grey_images_reach_inception_as_three_equal_channels(tmp_path, monkeypatch):
-    path = tmp_path / "inception.pth"
-    path.write_bytes(b"")
-    monkeypatch.setattr(module, "INCEPTION_SHA256", "")
-    monkeypatch.setattr(torch, "load", lambda *_, **__: {})
-    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-    extractor = inception(path, torch.device("cpu"))
-    grey = uniform_pixels(2, (1, 8, 8), 0)
-    features = extract(extractor, grey)
-    assert features.shape == (2, 2048)
-    assert torch.equal(features, extract(extractor, grey.expand(2, 3, 8, 8)))
 
 
 # The classifier
@@ -251,7 +291,7 @@ def test_the_classifier_learns_the_digits_in_a_few_updates():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert accuracy(model.eval(), test, test_label) > 0.9
+    assert count_right(model.eval(), test, test_label) > 0.9 * len(test)
 
 
 def test_the_loss_is_a_function_of_the_generator():
@@ -282,7 +322,7 @@ def test_shifts_let_black_in_and_change_nothing_given():
     assert (image == 1).all()
 
 
-def test_accuracy_counts_the_images_in_their_own_class():
+def test_right_are_the_images_in_their_own_class():
     class Brightest(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -294,7 +334,7 @@ def test_accuracy_counts_the_images_in_their_own_class():
     images = torch.eye(4, dtype=torch.uint8).reshape(4, 1, 2, 2).repeat(3, 1, 1, 1)
     label = torch.arange(4).repeat(3)
     label[[1, 6, 11]] = 0
-    assert accuracy(Brightest(), images, label, batch=5) == 9 / 12
+    assert count_right(Brightest(), images, label, batch=5) == 9
 
 
 @pytest.mark.parametrize(("classes", "width"), [(1, 16), (10, 12)])

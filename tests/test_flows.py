@@ -324,12 +324,17 @@ def test_a_workspace_keeps_relative_remotes_and_user_files_in_place(tiny: Tiny):
     config = "[core]\n    remote = near\n['remote \"near\"']\n    url = ../../store\n"
     (tiny.root / ".dvc" / "config").write_text(config)
     (tiny.root / "images").mkdir()
+    (tiny.root / "inputs").mkdir()
+    (tiny.root / "inputs" / "inception.pth").write_text("fetched")
+    with (tiny.root / ".gitignore").open("a") as file:
+        file.write("/inputs/\n")
     folder = workspace(tiny.root, {"data": {"folder": "images"}})
     with Repo(str(folder)) as repo:
         assert repo.config["remote"]["near"]["url"] == str(tiny.root.parent / "store")
         assert repo.config["core"]["remote"] == "near"
         assert Path(repo.cache.local_cache_dir) == tiny.root / ".dvc" / "cache"
     assert (folder / "images").resolve() == tiny.root / "images"
+    assert (folder / "inputs" / "inception.pth").read_text() == "fetched"
 
 
 def test_overrides_are_checked_before_anything_runs(

@@ -24,10 +24,10 @@ def write_shards(place, layout):
     shard_name, name, classes = LAYOUTS[layout]
     shards = {}
     for i in range(12):
-        kind, label = (("dark", "light")[i % 2], ("3", "12")[i % 2])
+        kind, label = (("light", "dark")[i % 2], ("12", "3")[i % 2])
         shard = shards.setdefault(shard_name.format(shard=i // 5, kind=kind), {})
         member = name.format(kind=kind, i=i)
-        shard[member] = png(i + 100 * (i % 2))
+        shard[member] = png(i + 100 * (kind == "light"))
         if layout == "WebDataset":
             shard[member.replace(".png", ".cls")] = label.encode()
             shard[member.replace(".png", ".json")] = b"{}"
@@ -42,8 +42,8 @@ def test_tar_shards_give_each_image_once_with_its_class(tmp_path, layout):
     source = imagenet(tmp_path / "train", tmp_path / "train", 4, "box")
     assert source.classes == classes
     grey = source.train.images()[:, 0, 0, 0]
-    assert sorted(grey.tolist()) == [*range(0, 12, 2), *range(101, 112, 2)]
-    assert torch.equal(source.train.labels, (grey > 100).long())
+    assert sorted(grey.tolist()) == [*range(1, 12, 2), *range(100, 112, 2)]
+    assert torch.equal(source.train.labels, (grey >= 100).long())
     rows = torch.tensor([11, 0, 7, 7])
     assert torch.equal(torch.cat(list(source.train.read(rows))), source.train.images()[rows])
 

@@ -89,7 +89,7 @@ def test_the_first_flow_run_executes_every_stage_of_the_graph(project):
     folder, _, log = project
     listed = run(folder, "dvc", "stage", "list", "--name-only").stdout.split()
     assert executed(log) == set(listed)
-    assert len(listed) == 13
+    assert len(listed) == 14
 
 
 def test_the_summary_has_the_documented_shape(project):
@@ -97,19 +97,23 @@ def test_the_summary_has_the_documented_shape(project):
     couplings = {"semidiscrete-ot", "teacher"}
     assert summary["dataset"] == "digits"
     assert summary["samples"] == 20
-    for name in ("fd", "accuracy"):
+    assert summary["metric"] == "fd_digits_20"
+    for name in ("fd", "fd_train", "accuracy"):
         assert set(summary[name]) == couplings
         assert all(set(by_nfe) == {"1", "5"} for by_nfe in summary[name].values())
         assert all(len(v) == 1 for by_nfe in summary[name].values() for v in by_nfe.values())
     assert set(summary["curvature"]) == couplings
     assert set(summary["teacher"]) == {"bits_per_dim", "fd_raw", "fd_denoised", "seconds_per_image"}
-    assert set(summary["coupling"]) == {"c2st", "eigenvalues", "round_trip", "sigma"}
+    of_card = {"c2st", "c2st_error", "c2st_by_class", "eigenvalues", "mean_drift", "variance_drift"}
+    assert set(summary["coupling"]) == of_card | {"round_trip", "sigma", "gate"}
+    assert [verdict["passed"] for verdict in summary["coupling"]["gate"]] == [False]  # and allowed
     assert summary["coupling"]["round_trip"] < 1e-3
     assert all(seconds > 0 for seconds in summary["seconds"].values())
     # At NFE 5 both solvers measure: the table has Euler's.
     measured = json.loads((project[0] / "metrics" / "evaluate" / "teacher-0.json").read_text())
-    assert summary["fd"]["teacher"]["5"] == [measured["fd"]["euler-5"]]
-    assert summary["fd_heun_5"]["teacher"] == [measured["fd"]["heun-5"]]
+    assert summary["fd"]["teacher"]["5"] == [measured["fd_digits_20"]["euler-5"]]
+    assert summary["fd_train"]["teacher"]["5"] == [measured["fd_digits_20_train"]["euler-5"]]
+    assert summary["fd_heun_5"]["teacher"] == [measured["fd_digits_20"]["heun-5"]]
 
 
 def test_afterwards_the_flow_finds_all_cached_and_dvc_has_nothing_to_do(project):
@@ -118,7 +122,7 @@ def test_afterwards_the_flow_finds_all_cached_and_dvc_has_nothing_to_do(project)
     again = run(folder, "flows.pipeline", PREFECT_HOME=str(home))
     log = again.stdout + again.stderr
     assert executed(log) == set()
-    assert log.count("Cached") >= 13
+    assert log.count("Cached") >= 14
     repro = run(folder, "dvc", "repro").stdout
     assert executed(repro) == set()
 
@@ -132,6 +136,10 @@ def test_afterwards_the_flow_finds_all_cached_and_dvc_has_nothing_to_do(project)
         ({"coupling.teacher.draws": 3}, {"couple-teacher"}),
         ({"coupling.minibatch-ot.across_classes": True}, {"couple"}),
         ({"features.width": 16}, {"features"}),
+        (
+            {"evaluate.inception": {"source": "x", "sha256": "0" * 64}},
+            {"reference", "evaluate", "evaluate-teacher", "report"},
+        ),
         ({"data.seed": 1}, {"prepare"}),
         ({"run.log_every": 1, "run.checkpoint_every": 1, "run.sample_batch": 7}, set()),
     ],
@@ -156,7 +164,7 @@ def test_a_changed_param_makes_stale_what_reads_it_and_no_more(project, changes,
         ("nfm/tracking.py", set()),
         ("nfm/teacher/tarflow.py", {"teacher", "couple-teacher", "evaluate-teacher"}),
         ("nfm/student/loss.py", {"student", "evaluate"}),
-        ("nfm/metrics/fidelity.py", {"features", "evaluate", "evaluate-teacher"}),
+        ("nfm/metrics/fidelity.py", {"reference", "evaluate", "evaluate-teacher"}),
         ("nfm/figures.py", {"report"}),
     ],
 )
@@ -208,16 +216,20 @@ def test_every_executed_stage_is_an_mlflow_run_below_one_parent(project):
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = {run.data.tags["dvc.stage"]: run for run in runs if "mlflow.parentRunId" in run.data.tags}
     assert len(parents) == 1
-    assert len(children) == 13
+    assert len(children) == 14
     assert all(run.info.status == "FINISHED" for run in runs)
     student = children["student@teacher-0"]
     assert student.data.tags["coupling"] == "teacher"
     assert student.data.params["student.train.steps"] == "2"
     record = json.loads((folder / "artifacts" / "runs" / "student@teacher-0.json").read_text())
     assert record["run_id"] == student.info.run_id
-    # The curve: FD with the NFE as its step.
-    history = client.get_metric_history(children["evaluate@teacher-0"].info.run_id, "fd")
-    assert [point.step for point in history] == [1, 5]
+    # The curve: FD with the NFE as its step, by its short and its full name.
+    curves = [
+        client.get_metric_history(children["evaluate@teacher-0"].info.run_id, name) for name in ("fd", "fd_digits_20")
+    ]
+    short, full = ([(point.step, point.value) for point in curve] for curve in curves)
+    assert [step for step, _ in short] == [1, 5]
+    assert short == full
 
 
 def test_a_cold_clone_restores_everything_from_s3_and_trains_nothing(project, bucket, tmp_path):

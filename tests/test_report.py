@@ -36,6 +36,18 @@ MADE_UP = {  # means by NFE
 }
 
 
+COUPLING = {
+    "c2st": 0.517,
+    "c2st_by_class": {"zero": 0.49, "a<b": 0.561},
+    "eigenvalues": [0.61, 1.58],
+    "mean_drift": 0.043,
+    "variance_drift": 0.067,
+    "round_trip": 3.1e-6,
+    "sigma": 0.994,
+    "gate": [{"passed": True, "line": "c2st is 0.517 ± 0.006, expected at most 0.57"}] * 3,
+}
+
+
 def made_up(couplings=tuple(MADE_UP), seeds=3, **changes):
     """A summary whose seeds lie around the means above."""
     offsets = (-0.04, 0.01, 0.05)[:seeds]
@@ -56,9 +68,7 @@ def made_up(couplings=tuple(MADE_UP), seeds=3, **changes):
         "teacher": {"bits_per_dim": 5.4321, "fd_raw": 6.54, "fd_denoised": 3.81, "seconds_per_image": 0.0031}
         if with_teacher
         else None,
-        "coupling": {"c2st": 0.517, "eigenvalues": [0.61, 1.58], "round_trip": 3.1e-6, "sigma": 0.994}
-        if with_teacher
-        else None,
+        "coupling": COUPLING if with_teacher else None,
         "seconds": seconds | ({f"teacher@{s}": 60.0 for s in range(seeds)} if with_teacher else {}),
         "floor": 1.24,
     } | changes
@@ -160,6 +170,14 @@ def test_every_distance_in_the_table_is_mean_and_deviation_of_the_summary(writte
         assert [best for _, best in row[1:]] == [fmean(v) == lowest for v in values]
 
 
+def test_captions_carry_the_full_name_of_the_distance_where_the_summary_has_it(tmp_path):
+    summary = made_up(metric="fd_digits_1k") | {"fd_train": made_up()["fd"]}
+    page = plain_page_of(summary, tmp_path)
+    assert rows_of(page, "FD (fd_digits_1k) to the test images")
+    assert rows_of(page, "FD (fd_digits_1k_train) to the training images")
+    assert "<dd>FD (fd_digits_1k): Fréchet distance" in page
+
+
 def test_the_best_of_a_measure_that_should_be_high_is_the_highest(written):
     summary, _, page = written
     row = rows_of(page, "Recall")[2]
@@ -168,7 +186,7 @@ def test_the_best_of_a_measure_that_should_be_high_is_the_highest(written):
 
 
 def test_one_seed_has_no_spread(tmp_path):
-    page = plain_page_of(made_up(seeds=1), tmp_path)
+    page = plain_page_of(made_up(seeds=1, coupling=None), tmp_path)
     assert "±" not in page
     assert "one seed" in page
 
@@ -205,9 +223,29 @@ def test_single_figures_of_teacher_and_coupling_are_those_of_the_summary(written
     assert values["C2ST accuracy"] == "0.517"
     assert values["covariance, eigenvalues"] == "0.61 to 1.58"
     assert values["round trip"] == "3.1e-06"
+    assert values["C2ST, class a<b"] == "0.561"
+    assert values["drift of mean"] == "0.043"
+    assert values["drift of variance"] == "0.067"
+    assert values["gate"] == "passed"
     assert values["bits per dimension"] == "5.432"
     assert values["FD, denoised"] == "3.81"
     assert values["time per sample"] == "3.1 ms"
+
+
+def test_a_coupling_outside_its_gate_is_told_with_its_line(tmp_path):
+    line = "c2st of class 'a<b' is 0.651 ± 0.017, expected at most 0.57"
+    verdicts = [*COUPLING["gate"][:2], {"passed": False, "line": line}]
+    page = plain_page_of(made_up(coupling=COUPLING | {"gate": verdicts}), tmp_path)
+    (row,) = [row for row in rows_of(page, "The noise z") if row[0][0] == "gate"]
+    assert row[1][0] == "outside, allowed"
+    assert row[2][0] == line
+    assert "a<b" not in (tmp_path / "index.html").read_text()
+
+
+def test_a_coupling_without_classes_has_no_rows_of_them(tmp_path):
+    without = {k: v for k, v in COUPLING.items() if "drift" not in k} | {"c2st_by_class": {}}
+    page = plain_page_of(made_up(coupling=without), tmp_path)
+    assert not {"drift of mean", "drift of variance"} & {row[0][0] for row in rows_of(page, "The noise z")}
 
 
 def test_cost_adds_up_the_runs_of_a_stage_and_charges_nfm_with_its_teacher(written):

@@ -119,6 +119,11 @@ def test_a_damaged_file_and_a_changed_object_come_again(store, fetched, tmp_path
         fetch(store[1], tmp_path, "data.folder")
         assert fetched == ["x.png"]
     assert path.read_bytes() == b"other"
+    put(store, {"dark/x.png": b"whole"})  # what was noted of an upload in parts must not outlive it
+    fetch(store[1], tmp_path, "data.folder")
+    fetched.clear()
+    fetch(store[1], tmp_path, "data.folder")
+    assert (fetched, path.read_bytes()) == ([], b"whole")
 
 
 def test_a_file_whose_object_is_gone_goes_too(store, tmp_path):

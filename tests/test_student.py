@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from nfm.student.loss import student_loss
+from nfm.student.loss import one_step_loss, student_loss
 from nfm.student.path import interpolate, logit_normal
 from nfm.student.velocity import SiT, guided
 
@@ -183,6 +183,33 @@ def test_the_loss_is_least_at_the_conditional_mean(change):
     # The residual's mean over 1e5 draws is about 0.003; times 2 * 0.5, five times over.
     assert excess - least == pytest.approx(change**2, abs=0.016)
     assert tilted > least + 0.05
+
+
+def test_one_euler_step_of_the_best_one_step_student_ends_at_the_conditional_mean_of_the_data():
+    """For x ~ N(MEAN, VARIANCE) and noise z = x + a draw of variance 0.1, the mean of x given z is known."""
+    generator = torch.Generator().manual_seed(5)
+    x, noise = torch.randn(2, 50_000, 2, generator=generator, dtype=torch.float64)
+    x = MEAN + VARIANCE**0.5 * x
+    z = x + 0.1**0.5 * noise
+
+    def mean(z):
+        return MEAN + VARIANCE / (VARIANCE + 0.1) * (z - MEAN)
+
+    def loss(change):
+        times = []
+
+        def model(z, t, label, dropped):
+            times.append(t)
+            return z - mean(z) - change
+
+        value = one_step_loss(model, x, z, None, generator, label_drop=0.1).item()
+        assert times[0].tolist() == [1.0] * len(x)  # the step that Euler's method takes from t = 1
+        return value
+
+    least = VARIANCE * 0.1 / (VARIANCE + 0.1)  # Var(x | z); 1e5 squares, five times their deviation
+    assert loss(0.0) == pytest.approx(least, rel=0.025)
+    # The residual's mean over 1e5 draws has deviation .27 / 316; times 2 * 0.3, five times over.
+    assert loss(0.3) - loss(0.0) == pytest.approx(0.09, abs=0.003)
 
 
 def test_the_loss_drops_labels_as_often_as_asked():

@@ -1,9 +1,13 @@
 """What is reported arrives, whatever happens to the stage or to the tracking server."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+import nfm.finished_run
+import nfm.tracking
 from nfm.build.student import make_student, save_student
 from nfm.errors import InputError
+from nfm.finished_run import FinishedRun, write_finished_run
 from nfm.tracker import JsonLines, NullTracker, record_of
 from nfm.tracking import MLflowTracker, open_parent, open_tracker
+from tests.servers import free_port, wait_for_answer
 
 
 @pytest.fixture(scope="module")
@@ -163,12 +171,66 @@ def test_stages_are_children_of_the_flow_run_whatever_run_is_in_the_environment(
     assert run.data.tags["recipe"] == "digits"
 
 
-def test_a_flow_run_that_runs_nothing_makes_no_history(project: Path):
-    parent = open_parent(project, "quick-fox", {})
-    parent.note("prepare", "Cached", None)
+@pytest.fixture
+def served(project: Path) -> Iterator[str]:
+    """The project's database behind a server, at the address that is given."""
+    port = free_port()
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{project}/mlflow.db"]
+    command += ["--default-artifact-root", str(project / "mlartifacts")]
+    with (project / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for_answer(f"http://127.0.0.1:{port}/health", server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def idle_flow_run(project: Path) -> str:
+    """Returns what MLflow tells of a flow run that ran nothing, without what differs between two of them."""
+    before = int(time.time() * 1000)
+    parent = open_parent(project, "quick-fox", {"recipe": "digits"})
+    for number in range(60):  # two tags each, more than one request takes
+        parent.note(f"student@teacher-{number}", "Cached", f"run {number}")
     parent.close("FINISHED")
-    assert parent.run_id is None
-    assert client_of(project).get_experiment_by_name("nfm") is None
+    run = client_of(project).get_run(parent.run_id)
+    assert run.data.tags["made_by.student/teacher-59"] == "run 59"
+    assert before <= run.info.start_time <= run.info.end_time <= time.time() * 1000
+    told = json.dumps(run.to_dictionary(), sort_keys=True, indent=2)
+    for value in (run.info.run_id, run.info.start_time, run.info.end_time):
+        told = told.replace(str(value), "varies")
+    return told
+
+
+@pytest.mark.parametrize("kind", ["database", "server"])
+def test_a_flow_run_that_ran_nothing_is_written_as_by_mlflow_itself_but_without_it(
+    project: Path, kind: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+):
+    uri = request.getfixturevalue("served") if kind == "server" else f"sqlite:///{project}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with monkeypatch.context() as slow:
+        slow.setattr(nfm.finished_run, "SCHEMA", "tables of another version")
+        slow.setenv("MLFLOW_TRACKING_INSECURE_TLS", "false")  # a setting that only the client knows
+        by_client = idle_flow_run(project)
+    with monkeypatch.context() as quick:
+        quick.setattr(nfm.tracking, "_client", None)  # fails if called
+        assert idle_flow_run(project) == by_client
+
+
+def test_a_store_that_does_not_answer_is_left_to_the_client(tmp_path: Path):
+    run = FinishedRun("nfm", "quick-fox", {}, "FINISHED", 0, 1)
+    (tmp_path / "text.db").write_text("no database")
+    for uri in (
+        "http://127.0.0.1:9",
+        f"sqlite:///{tmp_path}/none.db",
+        f"sqlite:///{tmp_path}/text.db",
+        "postgresql://",
+    ):
+        assert write_finished_run(uri, run) is None
+    assert not (tmp_path / "none.db").exists()
 
 
 @pytest.mark.parametrize("classes", [3, None], ids=["conditional", "unconditional"])

@@ -7,12 +7,14 @@ import copy
 import io
 import math
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -385,6 +387,25 @@ def test_a_stopped_and_resumed_training_has_the_bits_of_an_unstopped_one(tmp_pat
     assert resumed.skipped == unstopped.skipped == 1
 
 
+def test_a_loss_that_draws_from_the_global_streams_goes_on_in_them(tmp_path):
+    def noisy(model, index, generator):
+        return denoising(model, index, generator) * (random.gauss(1, 0.1) + np.random.standard_normal())
+
+    def seed_streams(seed):
+        random.seed(seed)
+        np.random.seed(seed)
+
+    plan = a_plan(checkpoint_every=3)
+    seed_streams(0)
+    unstopped, _ = run(a_network(0.3), noisy, plan)
+    seed_streams(0)
+    with pytest.raises(Stopped):
+        run(a_network(0.3), noisy, plan, folder=tmp_path, report=stop_at(7))
+    seed_streams(1)
+    resumed, _ = run(a_network(0.3), noisy, plan, folder=tmp_path)
+    assert_same_bits(states(resumed), states(unstopped))
+
+
 def test_a_mean_loss_over_a_stop_is_that_over_no_stop(tmp_path):
     plan = a_plan(checkpoint_every=4, log_every=6)
     _, curve = run(a_network(), denoising, plan)
@@ -416,7 +437,7 @@ def test_a_checkpoint_holds_arrays_and_json_alone_and_leaves_nothing_beside(tmp_
     run(a_network(), denoising, a_plan(checkpoint_every=3), folder=tmp_path)
     assert list(tmp_path.iterdir()) == [checkpoint_path(tmp_path)]
     tensors, header = load_tensors(checkpoint_path(tmp_path))  # safetensors cannot hold code
-    assert {name.partition("/")[0] for name in tensors} == {"model", "average", "optimizer"}
+    assert {name.partition("/")[0] for name in tensors} == {"model", "average", "optimizer", "streams"}
     assert header["tally"]["step"] == 12
     discard(tmp_path)
     discard(tmp_path)

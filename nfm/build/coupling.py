@@ -1,50 +1,44 @@
 """A coupling prepared from its section into a folder, and made from that folder.
 
-The folder holds coupling.json (kind and settings) and, by kind, potentials.safetensors, the drawn noise (noise.f16, raw
-float16 of N images, K draws each) or a copy of the teacher.
+The folder holds coupling.json (kind and settings), its card where there is something to measure, and by kind
+potentials.safetensors, the drawn noise (noise-00000.f16 and so on, raw float16 of images with K draws each) or a copy
+of the teacher.
 """
 
-import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from nfm.artifacts import load_tensors, read_json, save_tensors, write_json
 from nfm.build.checks import check_format, check_shape
-from nfm.build.teacher import TrainedTeacher, load_teacher
+from nfm.build.draws import CARD, Draws, open_noise
+from nfm.build.teacher import load_teacher
 from nfm.config import (
     CouplingSection,
     IndependentCoupling,
+    InverseRegressionCoupling,
     MinibatchOTCoupling,
     SemidiscreteOTCoupling,
     TeacherCoupling,
 )
 from nfm.coupling.base import Coupling
-from nfm.coupling.diagnostics import diagnose, round_trip_error
 from nfm.coupling.independent import Independent
+from nfm.coupling.inverse import InverseRegression
 from nfm.coupling.minibatch_ot import MinibatchOT
 from nfm.coupling.semidiscrete_ot import SemidiscreteOT, fit_potentials
-from nfm.coupling.teacher import TeacherDraws, TeacherOnline, encode_draws
+from nfm.coupling.teacher import TeacherDraws, TeacherOnline
 from nfm.data.shards import Split
 from nfm.errors import InputError
-from nfm.random import generator_for
 
-FORMAT = "nfm-coupling-1"
-ONLINE_DRAWS = 16  # noised copies of each image that measure a coupling which stores none
+FORMAT = "nfm-coupling-2"
 
 
 def prepare_coupling(
-    section: CouplingSection,
-    folder: Path,
-    split: Split,
-    *,
-    teacher: Path,
-    seed: int,
-    batch: int,
-    device: torch.device,
+    section: CouplingSection, folder: Path, split: Split, *, draws: Draws | None, seed: int, device: torch.device
 ) -> dict[str, Any]:
     """Writes a coupling's folder, whole or not at all.
 
@@ -52,38 +46,39 @@ def prepare_coupling(
         section: The coupling's section.
         folder: To be made; one that exists is replaced.
         split: The training images.
-        teacher: The teacher's file, read by a teacher's coupling only.
-        seed: Seed of potentials or draws.
-        batch: Images encoded at once.
+        draws: What a teacher's coupling is made of, encoded; None for the others.
+        seed: Seed of potentials.
         device: Where to compute.
 
     Returns:
-        Figures about the coupling for its metrics file.
+        What the card says of a coupling from the data alone, for its metrics file.
     """
-    partial = folder.parent / f".{folder.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        settings: dict[str, Any] = {"format": FORMAT, **section.model_dump(mode="json")}
+    settings: dict[str, Any] = {"format": FORMAT, **section.model_dump(mode="json", exclude={"gate"})}
+    figures: dict[str, float] = {}
+    with _replaced(folder) as partial:
         match section:
-            case IndependentCoupling() | MinibatchOTCoupling():
-                figures = {}
             case SemidiscreteOTCoupling():
                 figures = _prepare_potentials(section, partial, split, seed, device)
+                write_json(partial / "card.json", _card(section, split, figures))
             case TeacherCoupling():
-                figures = _prepare_draws(section, partial, split, teacher, seed, batch, device)
-                settings |= {"sigma": figures["sigma"], "images": len(split)}
+                assert draws is not None
+                settings |= draws.fill(partial)
+            case InverseRegressionCoupling():
+                settings = _copy_pairs(folder.with_name(f"teacher-{seed}"), partial) | settings
+            case IndependentCoupling() | MinibatchOTCoupling():
+                pass  # their noise is N(0, I) itself
         write_json(partial / "coupling.json", settings)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return figures
 
 
-def load_coupling(folder: Path, split: Split, device: torch.device) -> Coupling:
+def load_coupling(folder: Path, split: Split, device: torch.device, verify: bool = False) -> Coupling:
     """Makes a coupling from its folder.
+
+    Arguments:
+        folder: What `prepare_coupling` wrote.
+        split: The training images.
+        device: Where pairs are drawn.
+        verify: Whether to compare the SHA-256 of stored noise too, and not only its size.
 
     Raises:
         InputError: A file is missing or corrupt, or was made for other images.
@@ -92,6 +87,10 @@ def load_coupling(folder: Path, split: Split, device: torch.device) -> Coupling:
     settings = read_json(path)
     check_format(path, settings, FORMAT)
     match settings["kind"]:
+        case "inverse-regression":
+            return InverseRegression(_load_pairs(folder, settings, split, device, verify))
+        case "teacher":
+            return _load_pairs(folder, settings, split, device, verify)
         case "independent":
             return Independent()
         case "minibatch-ot":
@@ -103,13 +102,28 @@ def load_coupling(folder: Path, split: Split, device: torch.device) -> Coupling:
             return SemidiscreteOT(
                 data, label, tensors["potentials"].to(device), across_classes=settings["across_classes"]
             )
-        case "teacher" if settings["draws"] == "online":
-            teacher = load_teacher(folder / "teacher.safetensors", device)
-            check_shape(folder / "teacher.safetensors", teacher.model.shape, split.shape)
-            return TeacherOnline(teacher.model, teacher.noise_std, settings["sigma"], teacher.conditional)
-        case "teacher":
-            return TeacherDraws(_open_noise(folder, settings, split), settings["sigma"])
     raise InputError(f"{path} names the kind {settings['kind']!r}, which this version lacks")
+
+
+def _load_pairs(
+    folder: Path, settings: dict[str, Any], split: Split, device: torch.device, verify: bool
+) -> TeacherDraws | TeacherOnline:
+    if settings["draws"] == "online":
+        teacher = load_teacher(folder / "teacher.safetensors", device)
+        check_shape(folder / "teacher.safetensors", teacher.model.shape, split.shape)
+        return TeacherOnline(teacher.model, teacher.noise_std, settings["sigma"], teacher.conditional)
+    _check_count(folder, settings["images"], split)
+    noise = open_noise(folder, settings["shards"], settings["draws"], split.shape, verify)
+    return TeacherDraws(noise, settings["sigma"])
+
+
+def _copy_pairs(source: Path, folder: Path) -> dict[str, Any]:
+    """Puts the noise shards, or the teacher, of a teacher's coupling into another folder; returns its settings."""
+    settings = read_json(source / "coupling.json")
+    check_format(source / "coupling.json", settings, FORMAT)
+    for name in [entry["file"] for entry in settings.get("shards", [])] or ["teacher.safetensors"]:
+        shutil.copyfile(source / name, folder / name)
+    return settings
 
 
 def _prepare_potentials(
@@ -122,85 +136,23 @@ def _prepare_potentials(
     return {"marginal_error": fitted.marginal_error, "sampling_error": fitted.sampling_error}
 
 
-def _prepare_draws(
-    section: TeacherCoupling,
-    folder: Path,
-    split: Split,
-    path: Path,
-    seed: int,
-    batch: int,
-    device: torch.device,
-) -> dict[str, Any]:
-    """Reads noise off the teacher: stores it, or the teacher itself for online draws."""
-    teacher = load_teacher(path, device)
-    check_shape(path, teacher.model.shape, split.shape)
-    online = section.draws == "online"
-    draws = ONLINE_DRAWS if section.draws == "online" else section.draws
-    shape = (len(split), draws, *split.shape)
-    # Online draws need no storage: a scratch file serves sigma and the diagnostics.
-    file = folder / ("scratch" if online else "noise.f16")
-    noise, total = _allocate(file, shape), 0.0
-    for rows in torch.arange(len(split)).split(max(1, batch // draws)):
-        z = _encode(teacher, split, rows, draws, seed, device)
-        total += z.double().square().sum().item()
-        noise[rows[0] : rows[-1] + 1] = z.cpu().numpy()
-    noise.flush()
-    sigma = (total / noise.size) ** 0.5
-    figures = diagnose(noise, sigma, seed=seed) | {
-        "sigma": sigma,
-        "round_trip": _round_trip(teacher, split, seed, device),
-    }
-    if online:
-        file.unlink()
-        shutil.copyfile(path, folder / "teacher.safetensors")
-    return figures
+def _card(section: CouplingSection, split: Split, figures: dict[str, float]) -> dict[str, Any]:
+    return {"format": CARD, "kind": section.kind, "images": len(split), **figures}
 
 
-def _allocate(file: Path, shape: tuple[int, ...]) -> np.memmap:
-    """Maps a new file of float16 whose space is taken at once: a full disk is an error here, not a signal later."""
-    with file.open("wb") as opened:
-        try:
-            os.posix_fallocate(opened.fileno(), 0, 2 * int(np.prod(shape)))
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(file)) from error
-    return np.memmap(file, np.float16, mode="r+", shape=shape)
-
-
-def _encode(
-    teacher: TrainedTeacher, split: Split, rows: torch.Tensor, draws: int, seed: int, device: torch.device
-) -> torch.Tensor:
-    label = split.labels(rows) if teacher.conditional else None
-    return encode_draws(
-        teacher.model,
-        split.images(rows).to(device),
-        None if label is None else label.to(device),
-        noise_std=teacher.noise_std,
-        draws=draws,
-        seed=seed,
-        first=int(rows[0]),
-    )
-
-
-def _round_trip(teacher: TrainedTeacher, split: Split, seed: int, device: torch.device) -> float:
-    """Measures decode(encode(x)) - x on the first 200 images, which are shuffled, with noise."""
-    rows = torch.arange(min(200, len(split)))
-    x, label = split.images(rows), split.labels(rows) if teacher.conditional else None
-    eps = torch.randn(x.shape, generator=generator_for(seed, 0))
-    noisy = (x + teacher.noise_std * eps).to(device)
-    return round_trip_error(teacher.model, noisy, None if label is None else label.to(device))
-
-
-def _open_noise(folder: Path, settings: dict[str, Any], split: Split) -> np.ndarray:
-    path = folder / "noise.f16"
-    _check_count(folder, settings["images"], split)
-    shape = (len(split), settings["draws"], *split.shape)
-    wanted = 2 * int(np.prod(shape))
-    size = path.stat().st_size if path.is_file() else 0
-    if size != wanted:
-        raise InputError(
-            f"{path} holds {size} bytes, expected {wanted}; delete {folder} and run the stage couple again"
-        )
-    return np.asarray(np.memmap(path, np.float16, mode="r", shape=shape))
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """Gives an empty folder that takes the place of `folder` once the block has ended well."""
+    partial = folder.parent / f".{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _check_count(folder: Path, count: int, split: Split) -> None:

@@ -1,27 +1,20 @@
-"""The feature network from its section, and to and from its file; or Inception."""
+"""The feature network from its section, and to and from its file."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from nfm.artifacts import load_tensors, save_tensors
 from nfm.build.checks import check_format, check_shape
-from nfm.config import Evaluate, Features
+from nfm.config import Features
 from nfm.data.shards import Split
 from nfm.errors import InputError
-from nfm.metrics.features import TURNS, Classifier, accuracy, rotate
-from nfm.metrics.fidelity import (
-    Fidelity,
-    classifier_extractor,
-    extract,
-    fidelity,
-    inception,
-)
+from nfm.metrics.features import TURNS, Classifier, count_right, rotate
 
-FORMAT = "nfm-features-1"
+FORMAT = "nfm-features-2"
 
 
 def features_arguments(section: Features, shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
@@ -55,8 +48,16 @@ def save_features(path: Path, model: torch.nn.Module, arguments: dict[str, Any],
     save_tensors(path, model.state_dict(), {"format": FORMAT, "model": arguments, "task": task})
 
 
-def load_features(path: Path, shape: tuple[int, int, int], device: torch.device) -> Classifier:
-    """Reads the classifier for images of a shape (C, H, W), in evaluation mode and without gradients.
+@dataclass(frozen=True)
+class TrainedFeatures:
+    """A classifier, in evaluation mode and without gradients, and what it has learned to tell; see `features_task`."""
+
+    model: Classifier
+    task: str
+
+
+def load_features(path: Path, shape: tuple[int, int, int], device: torch.device) -> TrainedFeatures:
+    """Reads the classifier for images of a shape (C, H, W).
 
     Raises:
         InputError: The file is missing, corrupt, no feature network, or one for other images.
@@ -66,58 +67,14 @@ def load_features(path: Path, shape: tuple[int, int, int], device: torch.device)
     check_shape(path, header["model"]["shape"], shape)
     model = make_features(header["model"])
     model.load_state_dict(tensors)
-    return model.to(device).eval().requires_grad_(False)
+    return TrainedFeatures(model.to(device).eval().requires_grad_(False), header["task"])
 
 
-class Measure:
-    """Fidelity of samples to the test images, and the accuracy of their labels.
-
-    Arguments:
-        extractor: What features are measured on.
-        real: Features of the test images, with shape (N, F).
-        classifier: The feature network, which also tells classes.
-        batch: Images at once.
-    """
-
-    def __init__(self, extractor: FeatureExtractorBase, real: Tensor, classifier: Classifier, batch: int) -> None:
-        self._extractor, self._real = extractor, real
-        self._classifier, self._batch = classifier, batch
-
-    def fidelity(self, images: Tensor) -> Fidelity:
-        """Measures pixels, uint8 with shape (M, C, H, W), against the test images."""
-        return fidelity(self._real, extract(self._extractor, images, self._batch))
-
-    @torch.no_grad()
-    def accuracy(self, images: Tensor, label: Tensor | None) -> dict[str, float]:
-        """Returns how often the classifier sees the class that was asked for; {} without labels."""
-        if label is None:
-            return {}
-        return {"accuracy": accuracy(self._classifier, images, label)}
-
-
-def load_measure(section: Evaluate, root: Path, features: Path, test: Split, device: torch.device) -> Measure:
-    """Makes the measure against the test images, on our features, or on Inception's if it is named."""
-    classifier = load_features(features, test.shape, device)
-    if section.inception is None:
-        extractor = classifier_extractor(classifier)
-    else:
-        extractor = inception(root / section.inception, device)
-    real = extract(extractor, test.raw(torch.arange(len(test))))
-    return Measure(extractor, real, classifier, batch=100)
-
-
-def measure_features(model: nn.Module, train: Split, test: Split) -> dict[str, Any]:
-    """Returns the classifier's task and test accuracy, and the floor of FD: training against test images."""
-    assert isinstance(model, Classifier)
-    extractor = classifier_extractor(model)
-    real, seen = (extract(extractor, s.raw(torch.arange(len(s)))) for s in (test, train))
-    measure = Measure(extractor, real, model, batch=100)
-    return {
-        "task": features_task(len(test.classes)),
-        "accuracy": measure.accuracy(*_examples(test))["accuracy"],
-        "floor": fidelity(real, seen).fd,
-        "count": real.shape[1],
-    }
+@torch.no_grad()
+def measure_features(model: nn.Module, test: Split) -> dict[str, Any]:
+    """Returns the classifier's task, and its accuracy in it on the test images."""
+    pixels, label = _examples(test)
+    return {"task": features_task(len(test.classes)), "accuracy": count_right(model, pixels, label) / len(pixels)}
 
 
 def _examples(split: Split) -> tuple[Tensor, Tensor]:

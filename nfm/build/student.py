@@ -1,5 +1,6 @@
 """A student from its section, and to and from its file."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from nfm.build.checks import check_format, check_heads, check_labels, check_patc
 from nfm.config import Student
 from nfm.student.velocity import SiT
 
-FORMAT = "nfm-student-1"
+FORMAT = "nfm-student-2"
 
 
 def student_arguments(section: Student, shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
@@ -40,13 +41,26 @@ def make_student(arguments: dict[str, Any]) -> SiT:
     return SiT(**{**arguments, **tuples})
 
 
-def save_student(path: Path, model: torch.nn.Module, arguments: dict[str, Any]) -> None:
-    """Writes weights and arguments to one safetensors file."""
-    save_tensors(path, model.state_dict(), {"format": FORMAT, "model": arguments})
+def save_student(path: Path, model: torch.nn.Module, arguments: dict[str, Any], one_step: bool = False) -> None:
+    """Writes weights, arguments and whether it takes a single step to one safetensors file."""
+    save_tensors(path, model.state_dict(), {"format": FORMAT, "model": arguments, "one_step": one_step})
 
 
-def load_student(path: Path, device: torch.device) -> SiT:
-    """Reads a student, in evaluation mode and without gradients.
+@dataclass(frozen=True)
+class TrainedStudent:
+    """A student.
+
+    Attributes:
+        model: In evaluation mode and without gradients.
+        one_step: Whether it has learnt a single step from t = 1 to 0, and no flow.
+    """
+
+    model: SiT
+    one_step: bool
+
+
+def load_student(path: Path, device: torch.device) -> TrainedStudent:
+    """Reads a student.
 
     Raises:
         InputError: The file is missing, corrupt, or not a student.
@@ -55,4 +69,4 @@ def load_student(path: Path, device: torch.device) -> SiT:
     check_format(path, header, FORMAT)
     model = make_student(header["model"])
     model.load_state_dict(tensors)
-    return model.to(device).eval().requires_grad_(False)
+    return TrainedStudent(model.to(device).eval().requires_grad_(False), header["one_step"])

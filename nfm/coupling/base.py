@@ -42,7 +42,12 @@ class Coupling(ABC):
 
     Over many batches the data of its pairs are distributed as the data set's, with their labels,
     and the noise as N(0, I), exactly or as nearly as a fitted coupling comes.
+
+    Attributes:
+        one_step: Whether a student of the pairs learns a single step from t = 1 to 0, and no flow.
     """
+
+    one_step = False
 
     @abstractmethod
     def pair(self, batch: Batch, generator: torch.Generator) -> Pairs:

@@ -1,13 +1,11 @@
 """Noise read off a trained teacher: Normalized Flow Matching."""
 
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from nfm.coupling.base import Batch, Coupling, Pairs, full_precision, normal_like
 from nfm.random import generator_for
+from nfm.store import Rows
 from nfm.teacher.bijection import Bijection
 
 # Negative, so that no step, row or sample has the same stream of noise for the same seed.
@@ -21,23 +19,21 @@ class TeacherDraws(Coupling):
         The Coupling Within (Berthelot et al., 2026). https://arxiv.org/abs/2603.09014
 
     Arguments:
-        noise: f(x + eta eps', c) of N images, K draws each, with shape (N, K, C, H, W): an array,
-            memory-mapped or not, or a tensor on the CPU, in float16 or float32.
+        noise: f(x + eta eps', c) of N images, K draws each, with shape (N, K, C, H, W), in float16
+            or float32.
         sigma: sigma_f; 1 for noise that it is already divided out of.
     """
 
-    def __init__(self, noise: Any, sigma: float = 1.0) -> None:
-        # A plain array over the mapped pages: numpy's memmap class is slow to index.
-        self._noise = np.asarray(noise)
-        if self._noise.ndim != 5 or not self._noise.shape[1]:
-            raise ValueError(f"noise has shape {self._noise.shape}, expected (N, K, C, H, W) with K at least 1")
-        self._sigma = sigma
+    def __init__(self, noise: Rows, sigma: float = 1.0) -> None:
+        if len(noise.shape) != 5 or not noise.shape[1]:
+            raise ValueError(f"noise has shape {noise.shape}, expected (N, K, C, H, W) with K at least 1")
+        self._noise, self._sigma = noise, sigma
 
     def pair(self, batch: Batch, generator: torch.Generator) -> Pairs:
         device = batch.data.device
         draws = (self._noise.shape[1], (len(batch.index),))
         k = torch.randint(*draws, generator=generator, device=device)
-        stored = self._noise[batch.index.cpu().numpy(), k.cpu().numpy()]
+        stored = self._noise.take(batch.index.cpu().numpy(), k.cpu().numpy())
         if stored.shape != batch.data.shape:
             raise ValueError(
                 f"stored noise has shape {stored.shape[1:]}, expected that of an image, {tuple(batch.data.shape[1:])}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def list_folder(folder: Path, minimum: int) -> Files:
             f"{folder} holds no class; expected one sub-folder of images per class, or a single one with all images"
         )
     names: list[str] = []
-    stamps: list[int] = []
+    stamps = array("q")
     counts = []
     for of_class in classes:
         before = len(names)
@@ -98,7 +99,7 @@ def list_folder(folder: Path, minimum: int) -> Files:
         with open(path(row), "rb") as file:
             return file.read()
 
-    return Files(classes, label, torch.tensor(stamps), path, content)
+    return Files(classes, label, torch.frombuffer(stamps, dtype=torch.int64), path, content)
 
 
 def _images_in(folder: Path, minimum: int) -> list[tuple[str, int]]:

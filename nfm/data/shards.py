@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nfm.artifacts import read_json, sha256
+from nfm.artifacts import read_json
 from nfm.errors import InputError
+from nfm.store import Rows, checked, open_rows
 
 FORMAT = "nfm-data-1"
 AGAIN = "delete the folder and run the stage prepare again"
@@ -56,8 +57,7 @@ class Split:
     classes: tuple[str, ...]
     count: int
     notes: str
-    _shards: tuple[np.ndarray, ...]
-    _starts: tuple[int, ...]
+    _pixels: Rows
     _labels: Tensor | None
 
     @staticmethod
@@ -73,26 +73,18 @@ class Split:
         """
         manifest = _read_manifest(folder)
         shape = tuple(manifest["shape"])
-        shards, starts, total = [], [], 0
-        for entry in manifest["shards"]:
-            path = _checked(folder, entry, verify)
-            # A plain array over the mapped pages: numpy's memmap class is slow to index.
-            mapped = np.asarray(np.memmap(path, np.uint8, mode="r"))
-            shards.append(mapped.reshape(entry["count"], *shape))
-            starts.append(total)
-            total += entry["count"]
+        pixels = open_rows(folder, manifest["shards"], np.uint8, shape, verify=verify, again=AGAIN)
         labels = None
         if manifest["labels"] is not None:
-            values = np.fromfile(_checked(folder, manifest["labels"], verify), "<i8")
+            values = np.fromfile(checked(folder, manifest["labels"], verify, AGAIN), "<i8")
             labels = torch.from_numpy(values.astype(np.int64))
         return Split(
             dataset=manifest["dataset"],
             shape=shape,
             classes=tuple(manifest["classes"]),
-            count=total,
+            count=len(pixels),
             notes=manifest["notes"],
-            _shards=tuple(shards),
-            _starts=tuple(starts),
+            _pixels=pixels,
             _labels=labels,
         )
 
@@ -101,17 +93,7 @@ class Split:
 
     def raw(self, index: Tensor) -> Tensor:
         """Returns pixels as uint8, with shape (B, C, H, W), for row numbers with shape (B,)."""
-        rows = index.cpu().numpy()
-        if len(rows) and not (rows.min() >= 0 and rows.max() < self.count):
-            raise IndexError(f"index runs from {rows.min()} to {rows.max()}, expected 0 to {self.count - 1}")
-        if len(self._shards) == 1:
-            return torch.from_numpy(self._shards[0][rows])
-        pixels = np.empty((len(rows), *self.shape), np.uint8)
-        shard = np.searchsorted(self._starts, rows, side="right") - 1
-        for k in np.unique(shard):
-            here = shard == k
-            pixels[here] = self._shards[k][rows[here] - self._starts[k]]
-        return torch.from_numpy(pixels)
+        return torch.from_numpy(self._pixels.take(index.cpu().numpy()))
 
     def images(self, index: Tensor) -> Tensor:
         """Returns images as float32 on [-1, 1], with shape (B, C, H, W), for row numbers (B,)."""
@@ -130,15 +112,3 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"{path} is no manifest of the format {FORMAT}; {AGAIN}")
     return manifest
-
-
-def _checked(folder: Path, entry: dict[str, Any], verify: bool) -> Path:
-    path = folder / entry["file"]
-    if not path.is_file():
-        raise InputError(f"{path} is missing; {AGAIN}")
-    size = path.stat().st_size
-    if size != entry["bytes"]:
-        raise InputError(f"{path} holds {size} bytes, expected {entry['bytes']}; {AGAIN}")
-    if verify and sha256(path) != entry["sha256"]:
-        raise InputError(f"{path} has another SHA-256 than its manifest names; {AGAIN}")
-    return path

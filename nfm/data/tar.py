@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import torch
-from torch import Tensor
 
 from nfm.data.files import Files, stamp
 from nfm.data.images import is_image
@@ -56,7 +55,8 @@ def list_tars(folder: Path) -> Files:
             file.seek(start[row])
             return file.read(length[row])
 
-    return Files(classes, order[_tensor(code)], _tensor(stamps), name, content)
+    label, numbers = (torch.frombuffer(column, dtype=torch.int64) for column in (code, stamps))
+    return Files(classes, order[label], numbers, name, content)
 
 
 def _images_in(path: Path) -> Iterator[Place]:
@@ -104,7 +104,3 @@ def _sorted_classes(folder: Path, number: dict[str | None, int]) -> tuple[str, .
         )
     names = [name or "" for name in number]
     return tuple(sorted(names, key=int if all(name.isdecimal() for name in names) else str))
-
-
-def _tensor(column: array) -> Tensor:
-    return torch.frombuffer(column, dtype=torch.int64).clone()

@@ -3,8 +3,11 @@
 The Fréchet distance is called FID on Inception's features and FD on any others.
 """
 
+import hashlib
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,6 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.metric_fid import (
     KEY_METRIC_FID,
-    fid_features_to_statistics,
     fid_statistics_to_metric,
 )
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
@@ -25,13 +27,12 @@ from torch_fidelity.metric_prc import (
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
-from nfm.artifacts import sha256
 from nfm.errors import InputError
 from nfm.metrics.features import Classifier
+from nfm.metrics.statistics import Statistics
 
 CLASSIFIER = "nfm-classifier"  # name under which torch-fidelity knows our features
 INCEPTION = "inception-v3-compat"
-INCEPTION_SHA256 = "6726825d"  # how the SHA-256 of the published weights begins
 LAYER = "penultimate"
 
 
@@ -97,35 +98,49 @@ def classifier_extractor(classifier: Classifier) -> ClassifierExtractor:
     return ClassifierExtractor(CLASSIFIER, [LAYER], classifier)
 
 
-def inception(weights: Path, device: torch.device) -> FeatureExtractorBase:
+def inception(weights: Path, sha256: str, device: torch.device) -> FeatureExtractorBase:
     """Returns the extractor of Inception's 2048 features, on which the Fréchet distance is FID.
 
+    torch-fidelity unpickles weights with all that a pickle may do, so it is handed ours: tensors that
+    torch's restricted reader has let through.
+
     Arguments:
-        weights: File of torch-fidelity's weights, converted from those of the FID paper.
+        weights: File of a state dict for torch-fidelity's Inception.
+        sha256: What the file's SHA-256 has to be, in hexadecimal.
         device: Where it runs.
 
     Raises:
-        InputError: The file is missing or another. It is a pickle, which is code: only the
-            published one is opened.
+        InputError: The file is missing, has another checksum, or holds no such state dict.
 
     References:
         GANs Trained by a Two Time-Scale Update Rule (Heusel et al., 2017).
         https://arxiv.org/abs/1706.08500
     """
-    published = "weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release v0.2.0"
     if not weights.is_file():
         raise InputError(
-            f"evaluate.inception is {weights}, which does not exist; put {published} there, or set it to null"
+            f"{weights} is missing, Inception's weights that evaluate.inception names; "
+            "run `python -m nfm fetch`, or set evaluate.inception to null"
         )
-    found = sha256(weights)
-    if not found.startswith(INCEPTION_SHA256):
+    content = weights.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
         raise InputError(
-            f"evaluate.inception is {weights}, whose SHA-256 begins with {found[:8]}, expected "
-            f"{INCEPTION_SHA256}, {published}"
+            f"{weights} has {len(content)} bytes of SHA-256 {found}, evaluate.inception.sha256 is {sha256}; "
+            "run `python -m nfm fetch`"
         )
-    extractor = create_feature_extractor(
-        INCEPTION, ["2048"], cuda=False, verbose=False, feature_extractor_weights_path=str(weights)
-    )
+    plain = BytesIO()
+    try:
+        torch.save(torch.load(BytesIO(content), map_location="cpu", weights_only=True), plain)
+        plain.seek(0)
+        extractor = create_feature_extractor(
+            INCEPTION, ["2048"], cuda=False, verbose=False, feature_extractor_weights_path=plain
+        )
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{weights} is no state dict of torch-fidelity's Inception ({reason[:200]}); "
+            "name another source in evaluate.inception"
+        ) from error
     return extractor.to(device)
 
 
@@ -153,9 +168,24 @@ def extract(extractor: FeatureExtractorBase, images: Tensor, batch: int = 100) -
     return torch.cat(parts)
 
 
+def frechet(real: Statistics, fake: Statistics) -> float:
+    r"""Returns the Fréchet distance of the Gaussians with the means and covariances of both sets.
+
+    .. math:: \mathrm{FD} = \lVert \mu - \nu \rVert^2
+        + \operatorname{tr}\bigl(\Sigma + \Gamma - 2 (\Sigma \Gamma)^{1/2}\bigr)
+
+    References:
+        GANs Trained by a Two Time-Scale Update Rule (Heusel et al., 2017).
+        https://arxiv.org/abs/1706.08500
+    """
+    _check_widths(real, fake)
+    pair = [{"mu": s.mean.numpy(), "sigma": s.covariance.numpy()} for s in (fake, real)]
+    return fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID]
+
+
 def fidelity(
-    real: Tensor,
-    fake: Tensor,
+    real: Statistics,
+    fake: Statistics,
     *,
     kid_subset_size: int = 500,
     kid_subsets: int = 20,
@@ -164,59 +194,55 @@ def fidelity(
 ) -> Fidelity:
     r"""Measures samples against real images by their features, in float64.
 
-    .. math:: \mathrm{FD} = \lVert \mu - \nu \rVert^2
-        + \operatorname{tr}\bigl(\Sigma + \Gamma - 2 (\Sigma \Gamma)^{1/2}\bigr)
-
-    with the means and covariances of both sets. KID is the mean over random subsets of the
-    unbiased squared MMD with the kernel (x.y / F + 1)^3; it spreads least with large subsets, and
-    20 of 500 cost a tenth of the usual 100 of 1000. Precision and recall take as radius the
-    distance to the third nearest neighbour, which shrinks as a set grows, so both sets are cut to
-    their first rows, as many as the smaller has.
+    The Fréchet distance is over all images; KID, precision and recall over the rows that the
+    statistics keep. KID is the mean over random subsets of the unbiased squared MMD with the kernel
+    (x.y / F + 1)^3; it spreads least with large subsets, and 20 of 500 cost a tenth of the usual 100
+    of 1000. Precision and recall take as radius the distance to the third nearest neighbour, which
+    shrinks as a set grows, so both sets are cut to their first rows, as many as the smaller has.
 
     References:
-        FID: Heusel et al., 2017. https://arxiv.org/abs/1706.08500
         KID: Demystifying MMD GANs (Bińkowski et al., 2018). https://arxiv.org/abs/1801.01401
         Improved Precision and Recall (Kynkäänniemi et al., 2019). https://arxiv.org/abs/1904.06991
 
     Arguments:
-        real: Features of real images, with shape (N, F), in random order.
-        fake: Features of samples, with shape (M, F), in random order.
+        real: Statistics of real images in random order.
+        fake: Statistics of samples in random order.
         kid_subset_size: Images of each set in a subset of KID; fewer if a set has fewer.
         kid_subsets: Number of subsets.
         neighbours: Which nearest neighbour gives the radius.
         seed: Seed of KID's subsets.
     """
-    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
-        raise ValueError(
-            f"features have shapes {tuple(real.shape)} and {tuple(fake.shape)}, expected (N, F) and (M, F)"
-        )
-    smaller = min(len(real), len(fake))
+    _check_widths(real, fake)
+    smaller = min(len(real.rows), len(fake.rows))
     if smaller <= neighbours:
         raise ValueError(f"the smaller set has {smaller} images, expected more than {neighbours}")
-    # torch-fidelity keeps the dtype of the features, and float32 costs FD its last digits.
-    real, fake = real.double().cpu(), fake.double().cpu()
-    statistics = [fid_features_to_statistics(features) for features in (fake, real)]
-    fd = fid_statistics_to_metric(*statistics, verbose=False)
+    # torch-fidelity keeps the dtype of the features, and float32 costs the last digits.
+    there, here = real.rows.double(), fake.rows.double()
     kid = kid_features_to_metric(
-        fake,
-        real,
+        here,
+        there,
         kid_subsets=kid_subsets,
         kid_subset_size=min(kid_subset_size, smaller),
         rng_seed=seed,
         verbose=False,
     )
-    # In parts: the whole matrix of distances between 50,000 images takes 20 GB.
+    # In parts: the whole matrix of distances between 10,000 images takes 0.8 GB.
     prc = prc_features_to_metric(
-        fake[:smaller],
-        real[:smaller],
+        here[:smaller],
+        there[:smaller],
         prc_neighborhood=neighbours,
         prc_batch_size=1000,
         save_cpu_ram=True,
         verbose=False,
     )
     return Fidelity(
-        fd=fd[KEY_METRIC_FID],
+        fd=frechet(real, fake),
         kid=kid[KEY_METRIC_KID_MEAN],
         precision=prc[KEY_METRIC_PRECISION],
         recall=prc[KEY_METRIC_RECALL],
     )
+
+
+def _check_widths(real: Statistics, fake: Statistics) -> None:
+    if real.mean.shape != fake.mean.shape:
+        raise ValueError(f"features are {len(real.mean)} and {len(fake.mean)} wide, expected the same")

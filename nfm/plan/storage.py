@@ -3,14 +3,18 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from nfm.config import Params, SemidiscreteOTCoupling, TeacherCoupling
+from nfm.config import InverseRegressionCoupling, Params, SemidiscreteOTCoupling, TeacherCoupling
+from nfm.metrics.features import FEATURES
+from nfm.metrics.statistics import KEPT
 from nfm.plan import count
 from nfm.plan.networks import Networks
 from nfm.plan.size import Size
+from nfm.plan.work import pairs_of
 from nfm.stages.evaluate import PATH_STEPS, PATHS, SHOWN
 
 USUAL = 16  # draws: on digits as good as fresh ones but for a tenth of FD, where a single one is clearly worse
 HALF = 2  # bytes of a float16
+INCEPTION_FEATURES = 2048
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,16 @@ def artifacts(params: Params, size: Size, networks: Networks) -> list[Artifact]:
         Artifact("artifacts/data/train", size.train * (size.dimensions + labels), 1),
         Artifact("artifacts/data/test", size.test * (size.dimensions + labels), 1),
         Artifact("artifacts/features/features.safetensors", features, 1),
+        *(
+            Artifact(f"artifacts/reference/{split}.safetensors", _reference(params, images, labels), 1)
+            for split, images in (("train", size.train), ("test", size.test))
+        ),
         Artifact("artifacts/teacher/S/teacher.safetensors", teacher, seeds),
     ]
-    for name, section in params.coupling.items():
+    for name in params.coupling:
+        if name not in params.couplings and isinstance(params.coupling[name], InverseRegressionCoupling):
+            continue  # no stage prepares it
+        section = pairs_of(name, params)
         if isinstance(section, SemidiscreteOTCoupling):
             found.append(Artifact(f"artifacts/coupling/{name}-S", 4 * size.train, seeds))
         elif isinstance(section, TeacherCoupling) and section.draws != "online":
@@ -79,6 +90,12 @@ def artifacts(params: Params, size: Size, networks: Networks) -> list[Artifact]:
         Artifact(".checkpoints/student@C-S", 4 * student, 1, kept=False),
     ]
     return found
+
+
+def _reference(params: Params, images: int, labels: int) -> int:
+    """Returns the bytes of a split's statistics: mean and covariance in float64, some features, labels."""
+    width = FEATURES if params.evaluate.inception is None else INCEPTION_FEATURES
+    return 8 * (width + width**2) + 4 * width * min(images, KEPT) + labels * images
 
 
 def pair_bytes(size: Size, draws: int) -> int:

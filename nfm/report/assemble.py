@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from nfm.figures import Figure, coupling_diagnostics, fd_curves, hero, paths
-from nfm.report.headline import metric
+from nfm.report.headline import full_metric
 from nfm.report.html import render
 from nfm.report.pictures import samples_by_nfe
 
@@ -36,7 +36,7 @@ def write_report(
     """
     by_nfe = {name: samples_by_nfe(settings) for name, settings in samples.items() if settings}
     heun = _heun(summary, samples)
-    floor, teacher, name = summary.get("floor"), summary.get("teacher"), metric(summary)
+    floor, teacher, name = summary.get("floor"), summary.get("teacher"), full_metric(summary)
     lines: dict[str, Any] = {"floor": floor, "heun": heun, "metric": name}
     lines["teacher"] = teacher["fd_denoised"] if teacher else None
     figures = {

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from nfm.figures import label
+from nfm.figures import label, several_steps
 
 FM, NFM = "independent", "teacher"
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
@@ -16,7 +16,8 @@ def headline(summary: Mapping[str, Any]) -> str:
     """Returns two sentences: NFM against plain flow matching at few NFE, and who is best at many.
 
     NFM is the coupling named "teacher", plain flow matching "independent". Where one of them is not
-    in the summary, the best of the others stands in. Where NFM is behind, it says so.
+    in the summary, the best of the others stands in. Where NFM is behind, it says so. Students that
+    take a single step are no part of it.
 
     Arguments:
         summary: What results/summary.json holds.
@@ -26,7 +27,8 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 def sentences(summary: Mapping[str, Any]) -> tuple[str, str]:
     """Returns the headline's two sentences one by one."""
-    means = {c: {int(n): fmean(v) for n, v in values.items()} for c, values in summary["fd"].items()}
+    fd = several_steps(summary["fd"])
+    means = {c: {int(n): fmean(v) for n, v in values.items()} for c, values in fd.items()}
     shared = sorted(set.intersection(*(set(values) for values in means.values()))) if means else []
     if not shared:
         raise ValueError(f"fd holds {list(means)}, expected at least one coupling, and an NFE that all have measured")
@@ -40,6 +42,11 @@ def sentences(summary: Mapping[str, Any]) -> tuple[str, str]:
 def metric(summary: Mapping[str, Any]) -> str:
     """Returns "FID" if the distance is on Inception's features, "FD" if it is on others."""
     return "FID" if "inception" in summary["features"].lower() else "FD"
+
+
+def full_metric(summary: Mapping[str, Any], *, train: bool = False) -> str:
+    """Returns the distance's name with features and count, where the summary has it: "FD (fd_digits_1k)"."""
+    return f"{metric(summary)} ({summary['metric']}{'_train' * train})" if "metric" in summary else metric(summary)
 
 
 def _at_few(means: Means, rival: str, few: Sequence[int], name: str, summary: Mapping[str, Any]) -> str:

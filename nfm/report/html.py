@@ -9,12 +9,13 @@ from typing import Any
 
 from nfm.artifacts import atomic_path
 from nfm.figures import Figure, label
-from nfm.report.headline import metric, sentences
+from nfm.report.headline import full_metric, metric, sentences
 from nfm.report.pictures import Samples, data_uri, picture, strips
 from nfm.report.tables import Values, by_nfe, cost_by_coupling, cost_by_stage, duration, facts
 
 KINDS = {".svg": "svg+xml", ".png": "png"}
 MEASURES = {  # name -> caption, digits, which end is good
+    "fd_train": ("{metric} to the training images; low is good", 2, min),
     "kid": ("KID × 1000, kernel distance on the same features; low is good", 2, min),
     "precision": ("Precision, the share of samples near a real image; high is good", 3, max),
     "recall": ("Recall, the share of real images near a sample; high is good", 3, max),
@@ -73,7 +74,9 @@ def _distance(summary: Mapping[str, Any], figures: Mapping[str, Figure], heun: C
     name, count = metric(summary), _seeds(summary)
     shown = f"mean ± standard deviation of {count} seeds" if count > 1 else "one seed, so no spread"
     floor = f" The training images themselves have {summary['floor']:.2f}." if summary.get("floor") else ""
-    caption = f"{name} to the test images, {shown}; low is good, the best of a row is bold.{floor}"
+    caption = (
+        f"{escape(full_metric(summary))} to the test images, {shown}; low is good, the best of a row is bold.{floor}"
+    )
     groups = _by_solver(summary["fd"], heun, summary.get("fd_heun_5", {}))
     text = "The line is the mean of seeds, the shade one standard deviation. " if count > 1 else ""
     text += "Both axes are logarithmic: equal distances are equal ratios."
@@ -135,12 +138,36 @@ def _coupling_facts(summary: Mapping[str, Any]) -> str:
     low, high = found["eigenvalues"]
     rows = [
         ("C2ST accuracy", f"{found['c2st']:.3f}", "0.5, when no classifier can tell z from N(0, I)"),
+        *_by_class(found),
         ("covariance, eigenvalues", f"{low:.2f} to {high:.2f}", "1"),
         ("scale σ<sub>f</sub>", f"{found['sigma']:.3f}", "1; z is divided by it"),
         ("round trip", f"{found['round_trip']:.1e}", "0, the largest error of decode(encode(x)), pixels in [−1, 1]"),
     ]
     caption = "The noise z that the teacher pairs with the training images, mean of seeds."
-    return facts(rows, ("measure", "value", "perfect is"), caption)
+    return facts([*rows, *_gate(found)], ("measure", "value", "perfect is"), caption)
+
+
+def _by_class(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Returns what a card says of single classes, as far as there are any."""
+    rows, scores = [], found.get("c2st_by_class")
+    if scores:
+        worst = max(scores, key=scores.__getitem__)
+        each = ", ".join(f"{escape(c)}: {value:.2f}" for c, value in list(scores.items())[:20])
+        more = f", and {len(scores) - 20} more" if len(scores) > 20 else ""
+        rows.append((f"C2ST, class {escape(worst)}", f"{scores[worst]:.3f}", f"0.5; the worst class of {each}{more}"))
+    for name, what in (("mean_drift", "mean"), ("variance_drift", "variance")):
+        if name in found:
+            rows.append((f"drift of {what}", f"{found[name]:.3f}", "0, of the worst class from all, per dimension"))
+    return rows
+
+
+def _gate(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Returns the gate's verdict: passed by every seed, or the worst line of those that are outside."""
+    verdicts = found.get("gate", [])
+    outside = [escape(verdict["line"]) for verdict in verdicts if not verdict["passed"]]
+    if outside:
+        return [("gate", "outside, allowed", "; ".join(outside))]
+    return [("gate", "passed", "; ".join(f"nearest: {escape(v['line'])}" for v in verdicts))] if verdicts else []
 
 
 def _teacher_facts(summary: Mapping[str, Any]) -> str:
@@ -176,6 +203,7 @@ def _measures(summary: Mapping[str, Any], heun: Collection[int]) -> str:
         measured = {c: v for c, v in summary.get(name, {}).items() if v}
         values = {c: {nfe: [scale * x for x in seeds] for nfe, seeds in v.items()} for c, v in measured.items()}
         if values:
+            caption = caption.format(metric=escape(full_metric(summary, train=True)))
             tables += by_nfe(_by_solver(values, heun, {}), f"{caption}.", digits=digits, best=best)
     return _section("Other measures", f'<div class="pair">{tables}</div>') if tables else ""
 
@@ -196,8 +224,8 @@ def _method(summary: Mapping[str, Any], heun: Collection[int]) -> str:
     guidance = settings.get("guidance", 1.0)
     names = ", ".join(f"{escape(label(c))} is <code>{escape(c)}</code>" for c in summary["fd"])
     rows = {
-        "Distance": f"{name}: Fréchet distance between {summary['samples']} samples, rounded to 8 bits, and the"
-        f"{images} test images, on features: {escape(summary['features'])}{accuracy}.{other}",
+        "Distance": f"{escape(full_metric(summary))}: Fréchet distance between {summary['samples']} samples, rounded "
+        f"to 8 bits, and the{images} test images, on features: {escape(summary['features'])}{accuracy}.{other}",
         "Samples": "The same noise and the same labels, as frequent as in the test set, for every coupling and seed; "
         + ("no guidance." if guidance == 1 else f"classifier-free guidance {guidance:g}."),
         "Solver": f"{solver}. Times {grid}. NFE counts evaluations of the student.",

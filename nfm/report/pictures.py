@@ -8,7 +8,7 @@ from io import BytesIO
 import numpy as np
 from torch import Tensor
 
-from nfm.figures import label, spread_over, tile
+from nfm.figures import label, several_steps, spread_over, tile
 from nfm.report.tables import shades
 
 Samples = Mapping[str, Mapping[int, Tensor]]  # coupling -> NFE -> uint8 (K, C, H, W)
@@ -32,6 +32,7 @@ def samples_by_nfe(settings: Mapping[str, Tensor]) -> dict[int, Tensor]:
 
 def picture(samples: Samples) -> str:
     """Returns the first picture: up to six samples a cell, rows couplings, columns NFE."""
+    samples = several_steps(samples)
     nfes = _shared(samples)
     shown = [n for n in SHOWN if n in nfes] or nfes[:6]
     heads = "".join(f"<span>NFE {n}</span>" for n in shown)

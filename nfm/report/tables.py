@@ -126,9 +126,10 @@ def _training(seconds: Mapping[str, float], couplings: Sequence[str]) -> dict[st
     shares = {}
     for name in couplings:
         students = [v for k, v in seconds.items() if k.rpartition("-")[0] == f"student@{name}"]
-        made = [v for k, v in seconds.items() if k.rpartition("-")[0] == f"couple@{name}"]
-        if name == "teacher":
-            made = [v for k, v in seconds.items() if k.partition("@")[0] in ("teacher", "couple-teacher")]
+        own = (f"couple@{name}", f"couple-one-step@{name}")
+        made = [v for k, v in seconds.items() if k.rpartition("-")[0] in own]
+        if name == "teacher" or f"{own[1]}-" in " ".join(seconds):
+            made += [v for k, v in seconds.items() if k.partition("@")[0] in ("teacher", "couple-teacher")]
         if not students:
             return {}
         shares[name] = (sum(made) / len(students), fmean(students))

@@ -1,17 +1,17 @@
-"""evaluate: samples of a student, or of the teacher, measured against the test images."""
+"""evaluate: samples of a student, or of the teacher, measured against the test and the training images."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nfm.artifacts import save_tensors
 from nfm.build.checks import check_shape
-from nfm.build.features import Measure, load_measure
+from nfm.build.measure import SPLITS, Measure, Reference, Tally, features_path, load_measure, reference_path
 from nfm.build.solve import make_solver
 from nfm.build.student import load_student
 from nfm.build.teacher import TrainedTeacher, load_teacher
@@ -19,7 +19,8 @@ from nfm.config import Evaluate, Params
 from nfm.data.shards import Split, to_uint8
 from nfm.metrics.transport import curvature, trajectory
 from nfm.random import generator_for
-from nfm.solve.sample import initial_noise, sample
+from nfm.solve.draws import Draws
+from nfm.solve.sample import sample
 from nfm.solve.solvers import grid, steps_for
 from nfm.stages.run import StageRun, stage_run
 from nfm.student.velocity import SiT, guided
@@ -39,90 +40,79 @@ def evaluate_student(root: Path, params: Params, coupling: str, seed: int) -> No
     section, item = params.evaluate, f"{coupling}-{seed}"
     weights = root / "artifacts" / "student" / item / "student.safetensors"
     tags = {"coupling": coupling, "seed": seed}
-    with _evaluation(f"evaluate@{item}", root, params, weights, tags) as (run, measure, test):
-        model = load_student(weights, run.device)
-        check_shape(weights, model.shape, test.shape)
-        noise, label = _noise_and_labels(section, test, run.device)
-        label = label if model.classes else None
-        metrics: dict[str, dict[str, float]] = {}
+    with _evaluation(f"evaluate@{item}", root, params, [weights], tags) as (run, measure):
+        student = load_student(weights, run.device)
+        model = student.model
+        check_shape(weights, model.shape, measure.test.shape)
+        draws = _draws(section, measure.test, bool(model.classes), run.device)
+        metrics: dict[str, Any] = {"yardstick": measure.yardstick}
         kept: dict[str, Tensor] = {}
-        for solver, nfe in _settings(section):
-            images = _samples(model, noise, label, (solver, nfe), params)
-            values = asdict(measure.fidelity(images)) | measure.accuracy(images, label)
-            for name, value in values.items():
-                metrics.setdefault(name, {})[f"{solver}-{nfe}"] = value
-            kept[f"samples-{solver}-{nfe}"] = images[_shown(label)]
-            _track(run, values, solver, nfe, section)
-        kappa = _curvature(model, noise, label, params)
-        run.report({"curvature": kappa}, 0)
-        run.write_metrics(f"evaluate/{item}", metrics | {"curvature": kappa})
-        kept["paths"] = _paths(model, noise, label, section)
+        for solver, nfe in [("euler", 1)] if student.one_step else _settings(section):
+            tally = measure.tally(draws.shown(SHOWN))
+            for noise, label in draws.parts(params.run.sample_batch):
+                tally.add(_samples(model, noise, label, (solver, nfe), params), label)
+            figures = tally.figures()
+            for name, value in figures.items():
+                metrics.setdefault(measure.names.get(name, name), {})[f"{solver}-{nfe}"] = value
+            kept[f"samples-{solver}-{nfe}"] = tally.images()
+            _track(run, figures | {full: figures[name] for name, full in measure.names.items()}, solver, nfe, section)
+        if not student.one_step:
+            metrics["curvature"] = _curvature(model, *draws.first(CURVED), section)
+            run.report({"curvature": metrics["curvature"]}, 0)
+            kept["paths"] = _paths(model, *draws.first(PATHS), section)
+        run.write_metrics(f"evaluate/{item}", metrics)
         _keep(run, root / "artifacts" / "evaluate" / item, kept)
 
 
 def evaluate_teacher(root: Path, params: Params, seed: int) -> None:
     """Writes the teacher's measures and artifacts/evaluate/samples-of-teacher-<seed>/."""
-    section = params.evaluate
     weights = root / "artifacts" / "teacher" / str(seed) / "teacher.safetensors"
-    with _evaluation(f"evaluate-teacher@{seed}", root, params, weights, {"seed": seed}) as opened:
-        run, measure, test = opened
+    data = root / "artifacts" / "data" / "test"
+    test = Split.open(data, verify=True)
+    inputs = [weights, data / "manifest.json"]
+    with _evaluation(f"evaluate-teacher@{seed}", root, params, inputs, {"seed": seed}) as (run, measure):
         teacher = load_teacher(weights, run.device)
-        check_shape(weights, teacher.model.shape, test.shape)
-        noise, label = _noise_and_labels(section, test, run.device)
-        label = label if teacher.conditional else None
-        start = time.perf_counter()
-        raw, clean = _teacher_samples(teacher, noise, label, params.run.sample_batch)
-        seconds = (time.perf_counter() - start) / len(noise)
-        images = {"raw": to_uint8(raw), "denoised": to_uint8(clean)}
-        metrics = {
+        for images in (test.shape, measure.test.shape):
+            check_shape(weights, teacher.model.shape, images)
+        draws = _draws(params.evaluate, measure.test, teacher.conditional, run.device)
+        tallies, seconds = _teacher_tallies(teacher, draws, measure, params.run.sample_batch)
+        figures = {name: tally.figures() for name, tally in tallies.items()}
+        metrics: dict[str, Any] = {
             "bits_per_dim": _held_out_bits(teacher, test, params, run.device),
-            "fd_raw": measure.fidelity(images["raw"]).fd,
-            "fd_denoised": measure.fidelity(images["denoised"]).fd,
             "seconds_per_image": seconds,
         }
-        run.report(metrics, 0)
-        run.write_metrics(f"evaluate-teacher/{seed}", metrics)
-        kept = {f"samples-{name}": value[_shown(label)] for name, value in images.items()}
+        run.report(metrics | {f"fd_{name}": values["fd"] for name, values in figures.items()}, 0)
+        for key, full in measure.names.items():
+            metrics[full] = {name: values[key] for name, values in figures.items()}
+            run.report({f"{full}_{name}": value for name, value in metrics[full].items()}, 0)
+        run.write_metrics(f"evaluate-teacher/{seed}", metrics | {"yardstick": measure.yardstick})
+        kept = {f"samples-{name}": tally.images() for name, tally in tallies.items()}
         _keep(run, root / "artifacts" / "evaluate" / f"samples-of-teacher-{seed}", kept)
 
 
 @contextmanager
 def _evaluation(
-    address: str, root: Path, params: Params, weights: Path, tags: dict[str, object]
-) -> Iterator[tuple[StageRun, Measure, Split]]:
-    """Opens the stage with its measure against the test images."""
-    data = root / "artifacts" / "data" / "test"
-    features = root / "artifacts" / "features" / "features.safetensors"
-    test = Split.open(data, verify=True)
+    address: str, root: Path, params: Params, inputs: Sequence[Path], tags: dict[str, object]
+) -> Iterator[tuple[StageRun, Measure]]:
+    """Opens the stage with its measure against the references."""
     with stage_run(
         address,
         root,
         params,
         sections={"evaluate": params.evaluate},
-        inputs=[data / "manifest.json", features, weights],
+        inputs=[*(reference_path(root, split) for split in SPLITS), features_path(root), *inputs],
         tags=tags,
     ) as run:
-        yield run, load_measure(params.evaluate, root, features, test, run.device), test
+        yield run, load_measure(params.evaluate, root, run.device)
+
+
+def _draws(section: Evaluate, test: Reference, conditional: bool, device: torch.device) -> Draws:
+    """Returns what all couplings and seeds share: noise, and labels as frequent as in the test set."""
+    return Draws(section.samples, test.shape, section.seed, test.labels if conditional else None, device)
 
 
 def _settings(section: Evaluate) -> list[Setting]:
     return [("euler", nfe) for nfe in section.euler] + [("heun", nfe) for nfe in section.heun]
-
-
-def _noise_and_labels(section: Evaluate, test: Split, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Draws what all couplings and seeds share: noise, and labels as frequent as in the test set."""
-    noise = initial_noise(section.samples, test.shape, section.seed)
-    order = torch.randperm(len(test), generator=generator_for(section.seed, 0, 1))
-    label = test.labels(order[torch.arange(section.samples) % len(test)])
-    return noise.to(device), None if label is None else label.to(device)
-
-
-def _shown(label: Tensor | None) -> Tensor:
-    """Returns the rows that are kept for figures: the first of each class, or the first few."""
-    if label is None:
-        return torch.arange(SHOWN)
-    classes = label.unique()[:SHOWN]
-    return torch.stack([(label == c).nonzero()[0, 0] for c in classes]).cpu()
 
 
 def _samples(model: SiT, noise: Tensor, label: Tensor | None, setting: Setting, params: Params) -> Tensor:
@@ -141,15 +131,13 @@ def _samples(model: SiT, noise: Tensor, label: Tensor | None, setting: Setting, 
     return to_uint8(solution.x).cpu()
 
 
-def _curvature(model: SiT, noise: Tensor, label: Tensor | None, params: Params) -> float:
-    velocity = guided(model, None if label is None else label[:CURVED], params.evaluate.guidance)
-    return curvature(velocity, noise[:CURVED], steps=params.evaluate.curvature_steps)
+def _curvature(model: SiT, noise: Tensor, label: Tensor | None, section: Evaluate) -> float:
+    return curvature(guided(model, label, section.guidance), noise, steps=section.curvature_steps)
 
 
 def _paths(model: SiT, noise: Tensor, label: Tensor | None, section: Evaluate) -> Tensor:
     """Returns some Euler paths in a random plane that all students share, shape (S + 1, B, 2)."""
-    velocity = guided(model, None if label is None else label[:PATHS], section.guidance)
-    points = trajectory(velocity, noise[:PATHS], grid("uniform", PATH_STEPS)).flatten(2).cpu()
+    points = trajectory(guided(model, label, section.guidance), noise, grid("uniform", PATH_STEPS)).flatten(2).cpu()
     plane = torch.randn(points.shape[2], 2, generator=generator_for(section.seed, 0, 2))
     return points @ torch.linalg.qr(plane).Q
 
@@ -169,14 +157,21 @@ def _held_out_bits(teacher: TrainedTeacher, test: Split, params: Params, device:
     return total / len(test)
 
 
-def _teacher_samples(teacher: TrainedTeacher, noise: Tensor, label: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
-    """Returns the teacher's samples as they are decoded, and after the denoising step."""
-    raw, clean = [], []
-    labels = [None] * len(noise.split(batch)) if label is None else label.split(batch)
-    for z, c in zip(noise.split(batch), labels, strict=True):
-        raw.append(sample_teacher(teacher.model, z, c))
-        clean.append(denoise(teacher.model, raw[-1], c, teacher.noise_std))
-    return torch.cat(raw).cpu(), torch.cat(clean).cpu()
+def _teacher_tallies(
+    teacher: TrainedTeacher, draws: Draws, measure: Measure, batch: int
+) -> tuple[dict[str, Tally], float]:
+    """Counts in the teacher's samples as they are decoded, and after the denoising step; seconds per sample."""
+    tallies = {name: measure.tally(draws.shown(SHOWN)) for name in ("raw", "denoised")}
+    seconds = 0.0
+    for noise, label in draws.parts(batch):
+        start = time.perf_counter()
+        raw = sample_teacher(teacher.model, noise, label)
+        clean = denoise(teacher.model, raw, label, teacher.noise_std)
+        images = {"raw": to_uint8(raw).cpu(), "denoised": to_uint8(clean).cpu()}
+        seconds += time.perf_counter() - start
+        for name, tally in tallies.items():
+            tally.add(images[name], label)
+    return tallies, seconds / draws.count
 
 
 def _track(run: StageRun, values: dict[str, float], solver: str, nfe: int, section: Evaluate) -> None:

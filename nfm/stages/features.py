@@ -17,7 +17,7 @@ from nfm.stages.run import stage_run
 
 
 def features(root: Path, params: Params) -> None:
-    """Writes artifacts/features/features.safetensors, its test accuracy and the floor of FD."""
+    """Writes artifacts/features/features.safetensors and its test accuracy."""
     section = params.features
     train_data, test_data = (root / "artifacts" / "data" / name for name in ("train", "test"))
     split, test = Split.open(train_data, verify=True), Split.open(test_data, verify=True)
@@ -45,7 +45,7 @@ def features(root: Path, params: Params) -> None:
             params,
             section.seed,
         )
-        run.write_metrics("features", measure_features(trained.ema, split, test))
+        run.write_metrics("features", measure_features(trained.ema, test))
         if run.main:
             path = root / "artifacts" / "features" / "features.safetensors"
             save_features(path, trained.ema, arguments, features_task(len(split.classes)))

@@ -1,5 +1,6 @@
 """report: the summary that git keeps, its tables, the figures and the HTML page."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from nfm.artifacts import atomic_path, load_tensors, read_json, write_json
 from nfm.config import Params
+from nfm.metrics.yardstick import Yardstick, shared_yardstick
 from nfm.report.assemble import write_report
 from nfm.report.csv import write_csvs
 from nfm.report.headline import headline
@@ -16,7 +18,8 @@ from nfm.stages.run import stage_run
 from nfm.tracker import record_of
 
 TEACHER = "teacher"
-BY_NFE = ("fd", "kid", "precision", "recall", "accuracy")
+CARD = ("c2st", "c2st_error", "round_trip", "sigma", "mean_drift", "variance_drift")
+BY_NFE = ("kid", "precision", "recall", "accuracy")
 
 
 def report(root: Path, params: Params) -> None:
@@ -39,40 +42,44 @@ def report(root: Path, params: Params) -> None:
 
 
 def summarise(root: Path, params: Params) -> dict[str, Any]:
-    """Joins the metrics of all seeds and couplings.
+    """Joins the metrics of all seeds and couplings; of a student that takes one step there is NFE 1 alone.
 
     Returns:
-        By name: "fd" and the like as {coupling: {nfe: [a value per seed]}}, "curvature" as {coupling: [..]},
-        "teacher" and "coupling" as means over seeds, None without a teacher, "seconds" as {stage: seconds}. At an NFE
+        By name: "metric", the distance's full name; "fd" (to the test images, "fd_train" to the training images) and
+        the like as {coupling: {nfe: [a value per seed]}}, "curvature" as {coupling: [..]}, "teacher" and "coupling" as
+        means over seeds (the gate has a verdict each), None without a teacher, "seconds" as {stage: seconds}. At an NFE
         that both solvers measure the figure is Euler's; Heun's at 5 is in "fd_heun_5".
     """
     measured = {
         name: [read_json(root / "metrics" / "evaluate" / f"{name}-{seed}.json") for seed in params.seeds]
         for name in params.couplings
     }
-    features = read_json(root / "metrics" / "features.json")
-    data = read_json(root / "artifacts" / "data" / "test" / "manifest.json")
-    inception = params.evaluate.inception is not None
-    learned = "classifier" if features["task"] == "class" else "classifier of quarter turns"
-    width = "2048 of Inception" if inception else f"{features['count']} of a {learned}"
+    features, reference = (read_json(root / "metrics" / f"{name}.json") for name in ("features", "reference"))
+    yardstick = _yardstick(root, params, measured, reference)
+    fd = yardstick["metric"]
+    walking = [name for name in params.couplings if name not in params.one_step]
+    learned = "a classifier" if features["task"] == "class" else "a classifier of quarter turns"
+    source = "Inception" if params.evaluate.inception else learned
     summary = {
-        "dataset": data["dataset"],
-        "features": f"{width}, penultimate layer",
-        "samples": params.evaluate.samples,
-        "test_images": data["count"],
+        "dataset": read_json(root / "artifacts" / "data" / "test" / "manifest.json")["dataset"],
+        "metric": fd,
+        "features": f"{reference['width']} of {source}, penultimate layer",
+        "samples": yardstick["samples"],
+        "test_images": yardstick["test"],
+        "train_images": yardstick["train"],
         "seeds": list(params.seeds),
-        "curvature": {name: [run["curvature"] for run in runs] for name, runs in measured.items()},
-        "teacher": _teacher(root, params),
+        "curvature": {name: [run["curvature"] for run in measured[name]] for name in walking},
+        "teacher": _teacher(root, params, fd),
         "coupling": _coupling(root, params),
         "seconds": _seconds(root, params),
         "settings": params.evaluate.model_dump(include={"grid", "guidance", "curvature_steps"}),
-        "floor": features["floor"],
+        "floor": reference["floor"],
         "test_accuracy": features["accuracy"],
     }
-    for metric in BY_NFE:
-        summary[metric] = {name: _by_nfe(runs, metric) for name, runs in measured.items()}
+    for key, metric in {"fd": fd, "fd_train": f"{fd}_train", **{name: name for name in BY_NFE}}.items():
+        summary[key] = {name: _by_nfe(runs, metric) for name, runs in measured.items()}
     if 5 in params.evaluate.heun:
-        summary["fd_heun_5"] = {name: [run["fd"]["heun-5"] for run in runs] for name, runs in measured.items()}
+        summary["fd_heun_5"] = {name: [run[fd]["heun-5"] for run in measured[name]] for name in walking}
     return summary
 
 
@@ -80,13 +87,14 @@ def load_samples(root: Path, params: Params) -> tuple[dict[str, dict[str, Tensor
     """Reads what was kept of the first seed's students.
 
     Returns:
-        Samples by coupling and setting ("euler-5"), and paths in a plane by coupling.
+        Samples by coupling and setting ("euler-5"), and paths in a plane by coupling, of students that take steps.
     """
     samples, projected = {}, {}
     for name in params.couplings:
         folder = root / "artifacts" / "evaluate" / f"{name}-{params.seeds[0]}"
         tensors, _ = load_tensors(folder / "samples.safetensors")
-        projected[name] = tensors.pop("paths")
+        if "paths" in tensors:
+            projected[name] = tensors.pop("paths")
         samples[name] = {key.removeprefix("samples-"): value for key, value in tensors.items()}
     return samples, projected
 
@@ -109,29 +117,66 @@ def _by_nfe(runs: list[dict[str, Any]], metric: str) -> dict[str, list[float]]:
     return dict(sorted(values.items(), key=lambda item: int(item[0])))
 
 
-def _teacher(root: Path, params: Params) -> dict[str, float] | None:
+def _yardstick(
+    root: Path, params: Params, measured: Mapping[str, list[dict[str, Any]]], reference: dict[str, Any]
+) -> Yardstick:
+    """Returns what all figures were measured with.
+
+    Raises:
+        InputError: They were measured with different features, resize filters or counts.
+    """
+    yardsticks = {
+        f"metrics/evaluate/{name}-{seed}.json": run.get("yardstick")
+        for name, runs in measured.items()
+        for seed, run in zip(params.seeds, runs, strict=True)
+    }
+    if TEACHER in params.couplings:
+        yardsticks |= {
+            f"metrics/evaluate-teacher/{seed}.json": _teacher_run(root, seed).get("yardstick") for seed in params.seeds
+        }
+    shared = shared_yardstick(yardsticks)
+    # The floor has no samples.
+    images = {word: value for word, value in shared.items() if word not in ("metric", "samples")}
+    shared_yardstick({next(iter(yardsticks)): images, "metrics/reference.json": reference.get("yardstick")})
+    return shared
+
+
+def _teacher_run(root: Path, seed: int) -> dict[str, Any]:
+    return read_json(root / "metrics" / "evaluate-teacher" / f"{seed}.json")
+
+
+def _teacher(root: Path, params: Params, fd: str) -> dict[str, float] | None:
     if TEACHER not in params.couplings:
         return None
-    runs = [read_json(root / "metrics" / "evaluate-teacher" / f"{seed}.json") for seed in params.seeds]
-    return {name: fmean(run[name] for run in runs) for name in runs[0]}
+    runs = [_teacher_run(root, seed) for seed in params.seeds]
+    figures = {name: fmean(run[name] for run in runs) for name in ("bits_per_dim", "seconds_per_image")}
+    return figures | {f"fd_{kind}": fmean(run[fd][kind] for run in runs) for kind in ("raw", "denoised")}
 
 
 def _coupling(root: Path, params: Params) -> dict[str, Any] | None:
     if TEACHER not in params.couplings:
         return None
     runs = [read_json(root / "metrics" / "couple" / f"{TEACHER}-{seed}.json") for seed in params.seeds]
-    figures: dict[str, Any] = {name: fmean(run[name] for run in runs) for name in ("c2st", "round_trip", "sigma")}
+    names = [name for name in CARD if name in runs[0]]  # without classes nothing drifts between them
+    figures: dict[str, Any] = {name: fmean(run[name] for run in runs) for name in names}
     figures["eigenvalues"] = [fmean(run["eigenvalues"][end] for run in runs) for end in (0, 1)]
+    figures["c2st_by_class"] = {
+        c: fmean(run["c2st_by_class"][c] for run in runs if c in run["c2st_by_class"]) for c in runs[0]["c2st_by_class"]
+    }
+    figures["gate"] = [{"passed": run["gate"]["passed"], "line": run["gate"]["line"]} for run in runs]
     return figures
 
 
 def _seconds(root: Path, params: Params) -> dict[str, float]:
     """Returns the seconds of each stage behind the summary, by its name in dvc.yaml."""
     items = [f"{name}-{seed}" for name in params.couplings for seed in params.seeds]
-    names = ["prepare", "features"]
+    names = ["prepare", "features", "reference"]
     if TEACHER in params.couplings:
         for stage in ("teacher", "evaluate-teacher", "couple-teacher"):
             names += [f"{stage}@{seed}" for seed in params.seeds]
-    names += [f"couple@{item}" for item in items if not item.startswith(f"{TEACHER}-")]
+    for name in params.couplings:
+        if name != TEACHER:
+            stage = "couple-one-step" if name in params.one_step else "couple"
+            names += [f"{stage}@{name}-{seed}" for seed in params.seeds]
     names += [f"{stage}@{item}" for stage in ("student", "evaluate") for item in items]
     return {name: record_of(root, name).get("seconds", 0.0) for name in names}

@@ -20,6 +20,7 @@ from nfm.config import Params
 from nfm.tracker import Tracker, record_path
 from nfm.tracking import open_tracker
 from nfm.train.checkpoint import discard
+from nfm.train.launch import open_processes
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def stage_run(
     *,
     sections: Mapping[str, BaseModel],
     inputs: Sequence[Path] = (),
+    judges: str = "",
     tags: dict[str, Any] | None = None,
 ) -> Iterator[StageRun]:
     """Opens a tracked execution of a stage; on a clean exit writes its record, drops its checkpoint.
@@ -76,11 +78,14 @@ def stage_run(
         params: All params.
         sections: The sections that the stage reads, by name.
         inputs: The files that decide its outputs (a manifest stands for the shards it sums up).
+        judges: Name of a part of those sections that judges the outputs and does not decide them; it
+            is no part of the key, so that work goes on when it changes.
         tags: More tags for the tracker.
     """
     start = time.monotonic()
-    key = _key(address, root, sections, inputs)
-    state, device = PartialState(), stage_device()
+    key = _key(address, root, sections, inputs, judges)
+    state = open_processes()
+    device = stage_device(state)
     with open_tracker(address, root) as tracker:
         tracker.tags(_tags(address, root, params, key) | (tags or {}))
         tracker.params({name: section.model_dump(mode="json") for name, section in sections.items()})
@@ -94,9 +99,9 @@ def stage_run(
             discard(run.checkpoint)
 
 
-def stage_device() -> torch.device:
-    """Returns where a stage computes; on the CPU also sets the number of threads."""
-    device = torch.device(PartialState().device or "cpu")
+def stage_device(state: PartialState) -> torch.device:
+    """Returns where a process computes; on the CPU also sets the number of threads."""
+    device = torch.device(state.device or "cpu")
     if device.type == "cpu":
         # One thread gives the same bits on any machine, and is fastest for small models.
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -117,12 +122,12 @@ def _record(run: StageRun, seconds: float) -> dict[str, Any]:
     }
 
 
-def _key(address: str, root: Path, sections: Mapping[str, BaseModel], inputs: Sequence[Path]) -> str:
+def _key(address: str, root: Path, sections: Mapping[str, BaseModel], inputs: Sequence[Path], judges: str) -> str:
     sources = sorted(Path(nfm.__file__).parent.rglob("*.py"))
     return digest(
         {
             "stage": address,
-            "sections": {k: v.model_dump(mode="json") for k, v in sections.items()},
+            "sections": {k: v.model_dump(mode="json", exclude={judges}) for k, v in sections.items()},
             "inputs": {str(path.relative_to(root)): sha256(path) for path in inputs},
             "code": [sha256(path) for path in sources],
         }

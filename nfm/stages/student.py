@@ -1,4 +1,4 @@
-"""student: a SiT trained by flow matching on the pairs of one coupling."""
+"""student: a SiT trained on the pairs of one coupling, by flow matching unless the coupling is for a single step."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from nfm.config import Params
 from nfm.data.shards import Split
 from nfm.stages.fit import fit
 from nfm.stages.run import stage_run
-from nfm.student.loss import student_loss
+from nfm.student.loss import one_step_loss, student_loss
 
 
 def student(root: Path, params: Params, coupling: str, seed: int) -> None:
@@ -26,24 +26,18 @@ def student(root: Path, params: Params, coupling: str, seed: int) -> None:
         inputs=[data / "manifest.json", pairing / "coupling.json"],
         tags={"seed": seed, "coupling": coupling},
     ) as run:
-        pairs_of = load_coupling(pairing, split, run.device)
+        pairs_of = load_coupling(pairing, split, run.device, verify=True)
 
         def loss(model, batch, generator):
-            pairs = pairs_of.pair(batch, generator)
-            return student_loss(
-                model,
-                pairs.data,
-                pairs.noise,
-                pairs.label if section.conditional else None,
-                generator,
-                time_mean=section.time.mean,
-                time_std=section.time.std,
-                label_drop=section.label_drop,
-            )
+            pairs, drop = pairs_of.pair(batch, generator), {"label_drop": section.label_drop}
+            learnt = (model, pairs.data, pairs.noise, pairs.label if section.conditional else None, generator)
+            if pairs_of.one_step:
+                return one_step_loss(*learnt, **drop)
+            return student_loss(*learnt, time_mean=section.time.mean, time_std=section.time.std, **drop)
 
         trained = fit(run, lambda: make_student(arguments), loss, split, section.train, params, seed)
         run.write_metrics(f"student/{item}", {"loss": trained.loss, "skipped": trained.skipped})
         if run.main:
             path = root / "artifacts" / "student" / item / "student.safetensors"
-            save_student(path, trained.ema, arguments)
+            save_student(path, trained.ema, arguments, pairs_of.one_step)
             run.tracker.model(path)

@@ -1,4 +1,4 @@
-"""The flow-matching loss."""
+"""What a student learns: the velocity of a flow, or a single step."""
 
 import torch
 from torch import Tensor, nn
@@ -43,3 +43,31 @@ def student_loss(
     x_t, v_t = interpolate(data, noise, t)
     prediction = model(x_t, t, label, drop(label, label_drop, generator))
     return (prediction - v_t).square().mean()
+
+
+def one_step_loss(
+    model: nn.Module,
+    data: Tensor,
+    noise: Tensor,
+    label: Tensor | None,
+    generator: torch.Generator,
+    *,
+    label_drop: float,
+) -> Tensor:
+    r"""Evaluates the squared error of the data that a single Euler step from t = 1 to 0 ends at.
+
+    .. math:: \mathbb{E}\, \lVert (z - g(z, c, 1)) - x \rVert^2 / D
+
+    Arguments:
+        model: The velocity network, called as model(x, t, label, dropped).
+        data: Clean images x, with shape (B, *event).
+        noise: The noise z coupled with them, with shape (B, *event).
+        label: Class labels, with shape (B,), or None when unconditional.
+        generator: Source of dropped labels, on the data's device.
+        label_drop: Probability that a label is dropped.
+
+    Returns:
+        The mean over batch and dimensions, a scalar.
+    """
+    velocity = model(noise, torch.ones(len(data)).to(data), label, drop(label, label_drop, generator))
+    return (noise - velocity - data).square().mean()

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from nfm.artifacts import load_tensors, save_tensors
 from nfm.errors import InputError
 from nfm.train.ema import Average
+from nfm.train.streams import restore_streams, stream_states
 
-FORMAT = "nfm-checkpoint-1"
+FORMAT = "nfm-checkpoint-2"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Tally:
 class Checkpoint:
     """Everything that the next update depends on, tied to the file that it is kept in.
 
-    Neither learning rate nor random state is kept: both are functions of the update.
+    The learning rate is not kept: it is a function of the update. So are all random draws of ours; the global random
+    streams are kept for what others draw, those of the process that saves.
 
     Attributes:
         path: The file.
@@ -86,13 +88,16 @@ class Checkpoint:
         Raises:
             InputError: No space is left on the device.
         """
+        streams, rest = stream_states()
         header = {
             "format": FORMAT,
             "key": self.key,
             "tally": asdict(tally),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "streams": rest,
         }
-        save_tensors(self.path, self._tensors(), header)
+        tensors = self._tensors() | {f"streams/{name}": state for name, state in streams.items()}
+        save_tensors(self.path, tensors, header)
 
     def load(self) -> Tally:
         """Restores the state, where there is a file.
@@ -139,6 +144,7 @@ class Checkpoint:
         self.optimizer.load_state_dict({**content, "state": filled})
         if self.scaler is not None:
             self.scaler.load_state_dict(header["scaler"])
+        restore_streams(_below("streams/", tensors), header["streams"])
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -4,10 +4,10 @@ import os
 from typing import Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env
 
 from nfm.errors import InputError
 
@@ -24,6 +24,18 @@ def process_count() -> int:
     if os.path.isfile(default_config_file):
         return max(1, getattr(load_config_from_file(None), "num_processes", 1))
     return max(1, torch.cuda.device_count())
+
+
+def open_processes() -> PartialState:
+    """Returns accelerate's view of this process among those of its launch.
+
+    Without an accelerator they speak by gloo. Left alone, accelerate would take each of them for the
+    only one there, since it looks for a CPU's processes only where ACCELERATE_USE_CPU is set.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return PartialState(
+        cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.accelerator.is_available())
+    )
 
 
 def open_accelerator(precision: Literal["no", "bf16", "fp16"]) -> Accelerator:

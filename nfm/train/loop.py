@@ -92,16 +92,14 @@ def train(
     if folder is not None:
         path = checkpoint_path(folder)
         saved = Checkpoint(path, key, mine, average, optimizer, accelerator.scaler)
-    tally = Tally() if saved is None else saved.load()
-    update = Updater(accelerator, mine, optimizer, loss, plan, count, seed)
     main = accelerator.is_main_process
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices=cuda),
-        Display(name, plan.steps, tally.step, shown=main) as display,
-    ):
-        watch = _Watch(display, report if main else None, plan, tally)
-        tally = _run(update, average, saved if main else None, tally, plan, watch, name)
+    with torch.random.fork_rng(devices=cuda):
+        tally = Tally() if saved is None else saved.load()
+        update = Updater(accelerator, mine, optimizer, loss, plan, count, seed)
+        with Display(name, plan.steps, tally.step, shown=main) as display:
+            watch = _Watch(display, report if main else None, plan, tally)
+            tally = _run(update, average, saved if main else None, tally, plan, watch, name)
     loss_mean = math.nan if tally.loss is None else tally.loss
     bare = update.bare_model().eval()
     return Trained(bare, average.module, tally.step, tally.skipped, loss_mean, watch.seconds())
