@@ -26,12 +26,15 @@ from nfm.stages.couple import couple
 from nfm.stages.evaluate import evaluate_student, evaluate_teacher
 from nfm.stages.features import features
 from nfm.stages.prepare import prepare
+from nfm.stages.reference import reference
 from nfm.stages.run import stage_device
 from nfm.stages.student import student
 from nfm.stages.teacher import teacher
+from nfm.train.launch import open_processes
 
 RESULT = Path(__file__).parents[1] / "results" / "plan.json"
 RECIPE = "digits"
+COUPLINGS = ["independent", "minibatch-ot", "semidiscrete-ot", "teacher"]
 SECONDS = 3.0  # spent on each unit
 LARGE = {  # a teacher and students whose updates are bound by arithmetic on one core
     "teacher.width": 256,
@@ -48,7 +51,7 @@ LARGE = {  # a teacher and students whose updates are bound by arithmetic on one
 
 def main() -> None:
     os.environ["NFM_TRACKER"] = "none"
-    device = stage_device()
+    device = stage_device(open_processes())
     with tempfile.TemporaryDirectory() as folder:
         stages = compare_stages(Path(folder), device)
     result = {
@@ -65,11 +68,11 @@ def main() -> None:
 
 def compare_stages(root: Path, device: torch.device) -> dict[str, dict[str, float]]:
     """Returns each stage's forecast and true seconds, of one run."""
-    params = read({"seeds": [0]})
+    params = read({"seeds": [0], "couplings": COUPLINGS, "one_step": []})
     size = data_size(params.data, root, None, None)
     planned = {stage.name: stage for stage in forecast(params, size, disk=0).stages}
     prepare(root, params)
-    for name in set(params.coupling) - {"semidiscrete-ot", "teacher"}:
+    for name in set(params.couplings) - {"semidiscrete-ot", "teacher"}:
         couple(root, params, name, 0)
     return {
         name: compare(planned[name], params, size, device, run) for name, run in runs(root, params, planned).items()
@@ -80,6 +83,7 @@ def runs(root: Path, params: Params, planned: dict[str, Stage]) -> dict[str, Cal
     """Returns how each planned stage is run, in order."""
     calls: dict[str, Callable[[], None]] = {
         "features": partial(features, root, params),
+        "reference": partial(reference, root, params),
         "teacher": partial(teacher, root, params, 0),
         "couple@semidiscrete-ot": partial(couple, root, params, "semidiscrete-ot", 0),
         "couple-teacher": partial(couple, root, params, "teacher", 0),
@@ -104,7 +108,7 @@ def compare(
 
 def compare_scaling(device: torch.device) -> dict[str, dict[str, float]]:
     """Returns the seconds of large updates, forecast from the FLOPs and the rate of the teacher's."""
-    params, size = read(LARGE | {"couplings": ["independent"]}), Size((1, 16, 16), 10, 2000, 500)
+    params, size = read(LARGE | {"couplings": ["independent"], "one_step": []}), Size((1, 16, 16), 10, 2000, 500)
     params = params.model_copy(update={"teacher": params.teacher.model_copy(update={"patch": (1, 16)})})
     wanted = ("teacher", "student@independent")
     listed = [stage for stage in forecast(params, size, disk=0).stages if stage.name in wanted]

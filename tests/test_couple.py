@@ -22,7 +22,9 @@ from nfm.config import load_params, read_mapping, with_overrides
 from nfm.coupling.base import Batch
 from nfm.coupling.shards import plan_shards
 from nfm.coupling.teacher import encode_draws
-from nfm.data.shards import Split, write_split
+from nfm.data.examples import Examples, Source
+from nfm.data.shards import Split
+from nfm.data.writing import write_splits
 from nfm.errors import InputError
 from nfm.random import generator_for
 from nfm.stages.couple import couple
@@ -45,9 +47,13 @@ def prepared(tmp_path_factory):
     """A project with small images and a teacher that is no good."""
     folder = tmp_path_factory.mktemp("prepared")
     # Of one grey each, so that the noise of a teacher that is no good has one large eigenvalue.
-    images = torch.randint(256, (COUNT, 1, 1, 1), generator=generator_for(0)).to(torch.uint8).expand(-1, *SHAPE)
+    images = (
+        torch.randint(256, (COUNT, 1, 1, 1), generator=generator_for(0)).to(torch.uint8).expand(-1, *SHAPE).contiguous()
+    )
     label = torch.arange(COUNT) % 2
-    write_split(folder / "artifacts/data/train", images, label, dataset="noise", classes=("a", "b"), seed=0)
+    examples = Examples.of(images, label)
+    source = Source("noise", SHAPE, ("a", "b"), examples, examples.subset(torch.arange(2)), "")
+    write_splits(folder / "artifacts/data", source, seed=0)
     torch.manual_seed(0)
     teacher = make_teacher(TEACHER)
     with torch.no_grad():

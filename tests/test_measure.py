@@ -24,7 +24,9 @@ from nfm.build.features import load_features, make_features, save_features
 from nfm.build.measure import features_path, load_measure, load_reference, reference_path
 from nfm.cli import main
 from nfm.config import INCEPTION, load_params, parse_params, read_mapping, with_overrides
-from nfm.data.shards import Split, write_split
+from nfm.data.examples import Examples, Source
+from nfm.data.shards import Split
+from nfm.data.writing import write_splits
 from nfm.errors import InputError
 from nfm.metrics.fidelity import classifier_extractor, extract, fidelity, inception
 from nfm.metrics.statistics import Accumulator
@@ -51,14 +53,15 @@ def project(folder, monkeypatch, train, test, labels=None, **overrides):
     params = with_overrides(read_mapping(ROOT / "params.yaml"), overrides)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     classes = () if labels is None else ("a", "b")
-    for split, images in {"train": train, "test": test}.items():
-        label = None if labels is None else torch.arange(len(images)) % 2
-        where = folder / "artifacts" / "data" / split
-        write_split(where, images, label, dataset="digits", classes=classes, seed=0, notes="box filter")
+    splits = [
+        Examples.of(images, None if labels is None else torch.arange(len(images)) % 2) for images in (train, test)
+    ]
+    source = Source("digits", tuple(test.shape[1:]), classes, *splits, "box filter")
+    write_splits(folder / "artifacts" / "data", source, seed=0)
     arguments = {"shape": list(test.shape[1:]), "classes": 2, "width": 8}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        save_features(features_path(folder), make_features(arguments), arguments)
+        save_features(features_path(folder), make_features(arguments), arguments, "class")
     return folder
 
 
@@ -307,7 +310,7 @@ def test_a_reference_holds_statistics_and_what_they_are_of(small, capsys):
     for split, count in {"train": 230, "test": 120}.items():
         reference = load_reference(reference_path(small, split))
         images = Split.open(small / "artifacts" / "data" / split)
-        classifier = load_features(features_path(small), images.shape, CPU)
+        classifier = load_features(features_path(small), images.shape, CPU).model
         features = extract(classifier_extractor(classifier), images.raw(torch.arange(count))).double().numpy()
         assert reference.statistics.count == count
         np.testing.assert_allclose(reference.statistics.mean, features.mean(axis=0), rtol=1e-12)
@@ -342,7 +345,7 @@ def test_references_of_other_features_are_refused(small):
 
 def test_features_trained_since_the_reference_was_made_are_refused(small):
     arguments = {"shape": [1, 8, 8], "classes": 2, "width": 8}
-    save_features(features_path(small), make_features(arguments), arguments)
+    save_features(features_path(small), make_features(arguments), arguments, "class")
     with pytest.raises(InputError, match=r"train\.safetensors was measured with features '64 of a classifier"):
         measure_of(small)
 
@@ -413,6 +416,7 @@ def test_draws_without_labels_show_the_first():
         ("digits", 540, {}, "fd_digits_540"),
         ("digits", 1500, {"train": True}, "fd_digits_1500_train"),
         ("My Photos (2)", 50_000, {}, "fd_my-photos-2_50k"),
+        ("photos", 1000, {"rotation": True, "train": True}, "fd_photos_rot_1k_train"),
         ("digits", 50_000, {"inception": True}, "fid_50k"),
         ("digits", 50_000, {"inception": True, "train": True}, "fid_50k_train"),
     ],

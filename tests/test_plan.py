@@ -26,6 +26,7 @@ from nfm.stages.couple import couple
 from nfm.stages.evaluate import evaluate_student, evaluate_teacher
 from nfm.stages.features import features
 from nfm.stages.prepare import prepare
+from nfm.stages.reference import reference
 from nfm.stages.student import student
 from nfm.stages.teacher import teacher
 
@@ -34,6 +35,7 @@ IMAGENET = Size((3, 64, 64), 1000, 1_281_167, 50_000)
 OPTIONS = {"gpu_name": "h100", "utilisation": 0.4, "images": None, "classes": None, "disk": 1e11, "file": None}
 BLOCKS, LAYERS, WIDTH, PATCH = 3, 2, 32, (2, 4)
 SHAPE, TOKENS, NUMBERS = (3, 8, 8), 8, 24
+HOST = {f"couple@{name}" for name in ("independent", "minibatch-ot", "inverse-regression")}  # which compute nothing
 
 
 def small_teacher(device="meta"):
@@ -123,11 +125,13 @@ def ran(tmp_path_factory):
         patch.setenv("NFM_TRACKER", "none")
         prepare(root, params)
         counted("features", features)
+        counted("reference", reference)
         counted("teacher", teacher, 0)
         for name in params.couplings:
             counted("couple-teacher" if name == "teacher" else f"couple@{name}", couple, name, 0)
             counted(f"student@{name}", student, name, 0)
         counted("evaluate", evaluate_student, "teacher", 0)
+        counted("evaluate@inverse-regression", evaluate_student, "inverse-regression", 0)
         counted("evaluate-teacher", evaluate_teacher, 0)
     return params, root, flops
 
@@ -135,10 +139,10 @@ def ran(tmp_path_factory):
 def test_planned_flops_are_those_that_the_stages_compute(ran):
     params, root, flops = ran
     planned = forecast(params, data_size(params.data, root, None, None), disk=0).stages
-    assert {stage.name for stage in planned} == set(flops) - {"couple@independent", "couple@minibatch-ot"}
+    assert {stage.name for stage in planned} == set(flops) - HOST
     for stage in planned:
-        # The noise's covariance, which the coupling's diagnostics compute on the host, is not planned.
-        tolerance = 0.1 if stage.name == "couple-teacher" else 0.01
+        # The covariance of noise or features, which is computed on the host, is not planned.
+        tolerance = 0.1 if stage.name in ("couple-teacher", "reference") else 0.02
         assert stage.flops / stage.runs == pytest.approx(flops[stage.name], rel=tolerance), stage.name
 
 
@@ -174,9 +178,9 @@ def test_planned_bytes_are_those_of_the_files_that_the_stages_write(ran):
             path = root / artifact.path.replace("C-S", f"{coupling}-0").replace("-S", "-0").replace("/S/", "/0/")
             if "evaluate/" in artifact.path and coupling != "teacher":
                 continue
-            files = [f for f in path.rglob("*") if f.is_file()] if path.is_dir() else [path]
+            files = [f for f in path.rglob("*") if f.suffix not in (".json", ".png")] if path.is_dir() else [path]
             written = sum(f.stat().st_size for f in files)
-            # Headers and JSON are a hundred bytes a tensor; ten samples lack a class that would be shown.
+            # Headers are a hundred bytes a tensor; ten samples lack a class that would be shown.
             assert 0.9 * artifact.bytes <= written < 1.02 * artifact.bytes + 12_000, path
 
 
@@ -230,9 +234,11 @@ def test_every_unit_is_measured_and_a_slower_machine_takes_longer():
 
 
 def test_the_committed_benchmark_predicts_every_stage_within_a_quarter():
+    """Or within the twentieth of a second that a stage takes to open and close."""
     benchmark = json.loads((ROOT / "results" / "plan.json").read_text())
     assert {stage.partition("@")[0] for stage in benchmark["stages"]} == {
         "features",
+        "reference",
         "teacher",
         "couple",
         "couple-teacher",
@@ -241,8 +247,8 @@ def test_the_committed_benchmark_predicts_every_stage_within_a_quarter():
         "evaluate-teacher",
     }
     for name, stage in benchmark["stages"].items():
-        assert stage["ratio"] == pytest.approx(stage["predicted"] / stage["measured"], abs=0.01)
-        assert 0.75 < stage["ratio"] < 1.25, name
+        assert abs(stage["predicted"] - stage["measured"]) < max(0.25 * stage["measured"], 0.05), name
+    assert 0.75 < benchmark["scaling"]["student.update@independent/16"]["ratio"] < 1.25
 
 
 # Command
@@ -258,7 +264,8 @@ def test_the_command_prints_tables_and_writes_what_they_show(tmp_path):
     hours = {stage["name"]: stage["gpu_hours"] for stage in found["stages"]}
     twice = command(load_recipe("digits"), tmp_path, measured=False, **{**OPTIONS, "gpu_name": "a100", "file": file})
     assert "a100 hours" in twice
-    assert json.loads(file.read_text())["stages"][1]["gpu_hours"] >= hours["teacher"]
+    slower = {stage["name"]: stage["gpu_hours"] for stage in json.loads(file.read_text())["stages"]}
+    assert all(slower[name] >= hours[name] for name in hours)
 
 
 def test_a_folder_that_is_not_there_is_planned_for_a_stated_number_of_images(tmp_path):

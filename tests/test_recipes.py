@@ -20,6 +20,7 @@ from nfm.stages.couple import couple
 from nfm.stages.evaluate import evaluate_student, evaluate_teacher
 from nfm.stages.features import features
 from nfm.stages.prepare import prepare
+from nfm.stages.reference import reference
 from nfm.stages.report import report
 from nfm.stages.student import student
 from nfm.stages.teacher import teacher
@@ -50,7 +51,7 @@ def write_mnist(root, monkeypatch):
 def write_cifar10(root, monkeypatch):
     path = root / "data" / "cifar-10-python.tar.gz"
     path.parent.mkdir(parents=True)
-    monkeypatch.setattr(build_data, "cifar10", partial(cifar10, md5=pack(path, contents())))
+    monkeypatch.setattr(build_data, "cifar10", partial(cifar10, md5=pack(path, contents(6))))
 
 
 def write_imagenet(root, monkeypatch):
@@ -104,6 +105,7 @@ def test_a_shrunk_recipe_runs_every_stage(name, tmp_path, monkeypatch):
     FILES[params.data.kind](tmp_path, monkeypatch)
     prepare(tmp_path, params)
     features(tmp_path, params)
+    reference(tmp_path, params)
     teacher(tmp_path, params, 0)
     for coupling in params.couplings:
         couple(tmp_path, params, coupling, 0)

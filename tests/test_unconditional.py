@@ -18,6 +18,7 @@ from nfm.stages.couple import couple
 from nfm.stages.evaluate import evaluate_student, evaluate_teacher
 from nfm.stages.features import features
 from nfm.stages.prepare import prepare
+from nfm.stages.reference import reference
 from nfm.stages.report import report
 from nfm.stages.student import student
 from nfm.stages.teacher import teacher
@@ -58,6 +59,7 @@ def trained(tmp_path_factory):
         patch.setenv("NFM_TRACKER", "none")
         prepare(root, params)
         features(root, params)
+        reference(root, params)
         teacher(root, params, 0)
         for name in COUPLINGS:
             couple(root, params, name, 0)
@@ -83,6 +85,8 @@ def test_features_of_unlabelled_images_tell_turns_and_say_so(trained):
     metrics = json.loads((trained / "metrics" / "features.json").read_text())
     assert metrics["task"] == "rotation"
     assert metrics["accuracy"] > 0.9  # a guess is right in 0.25
+    assert header["model"]["classes"] == 4
+    assert "fd_images_rot_20" in (trained / "metrics" / "evaluate" / "teacher-0.json").read_text()
     assert "quarter turns" in (trained / "report" / "index.html").read_text()
 
 

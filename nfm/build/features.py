@@ -1,5 +1,6 @@
 """The feature network from its section, and to and from its file."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from nfm.data.shards import Split
 from nfm.errors import InputError
 from nfm.metrics.features import TURNS, Classifier, count_right, rotate
 
-FORMAT = "nfm-features-1"
+FORMAT = "nfm-features-2"
 
 
 def features_arguments(section: Features, shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
@@ -47,8 +48,16 @@ def save_features(path: Path, model: torch.nn.Module, arguments: dict[str, Any],
     save_tensors(path, model.state_dict(), {"format": FORMAT, "model": arguments, "task": task})
 
 
-def load_features(path: Path, shape: tuple[int, int, int], device: torch.device) -> Classifier:
-    """Reads the classifier for images of a shape (C, H, W), in evaluation mode and without gradients.
+@dataclass(frozen=True)
+class TrainedFeatures:
+    """A classifier, in evaluation mode and without gradients, and what it has learned to tell; see `features_task`."""
+
+    model: Classifier
+    task: str
+
+
+def load_features(path: Path, shape: tuple[int, int, int], device: torch.device) -> TrainedFeatures:
+    """Reads the classifier for images of a shape (C, H, W).
 
     Raises:
         InputError: The file is missing, corrupt, no feature network, or one for other images.
@@ -58,17 +67,14 @@ def load_features(path: Path, shape: tuple[int, int, int], device: torch.device)
     check_shape(path, header["model"]["shape"], shape)
     model = make_features(header["model"])
     model.load_state_dict(tensors)
-    return model.to(device).eval().requires_grad_(False)
+    return TrainedFeatures(model.to(device).eval().requires_grad_(False), header["task"])
 
 
 @torch.no_grad()
 def measure_features(model: nn.Module, test: Split) -> dict[str, Any]:
-    """Returns the classifier's task and test accuracy."""
+    """Returns the classifier's task, and its accuracy in it on the test images."""
     pixels, label = _examples(test)
-    return {
-        "task": features_task(len(test.classes)),
-        "accuracy": count_right(model, pixels, label) / len(pixels),
-    }
+    return {"task": features_task(len(test.classes)), "accuracy": count_right(model, pixels, label) / len(pixels)}
 
 
 def _examples(split: Split) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,10 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from nfm.artifacts import load_tensors, save_tensors, sha256
 from nfm.build.checks import check_format
-from nfm.build.features import load_features
+from nfm.build.features import TrainedFeatures, load_features
 from nfm.config import INCEPTION, Evaluate, Inception
 from nfm.data.shards import Split
-from nfm.metrics.features import FEATURES, Classifier, count_right
+from nfm.metrics.features import FEATURES, count_right
 from nfm.metrics.fidelity import classifier_extractor, extract, fidelity, frechet, inception
 from nfm.metrics.statistics import Accumulator, Statistics
 from nfm.metrics.yardstick import Yardstick, metric_name, shared_yardstick
@@ -73,8 +73,9 @@ def load_ruler(section: Inception | None, root: Path, shape: tuple[int, int, int
         extractor = inception(root / INCEPTION, section.sha256, device)
         return Ruler(extractor, f"2048 of Inception {section.sha256[:16]}")
     path = features_path(root)
-    classifier = load_features(path, shape, device)
-    return Ruler(classifier_extractor(classifier), f"{FEATURES} of a classifier {sha256(path)[:16]}")
+    found = load_features(path, shape, device)
+    told = "" if found.task == "class" else " of quarter turns"
+    return Ruler(classifier_extractor(found.model), f"{FEATURES} of a classifier{told} {sha256(path)[:16]}")
 
 
 def measure_split(ruler: Ruler, split: Split) -> Reference:
@@ -128,7 +129,7 @@ class Measure:
     Arguments:
         ruler: What features are measured on.
         references: By split.
-        classifier: The feature network, which also tells classes.
+        classifier: The feature network, which also tells classes, or quarter turns where there are none.
         samples: Number of samples.
         inception: Whether the features are Inception's.
     """
@@ -137,15 +138,21 @@ class Measure:
         self,
         ruler: Ruler,
         references: Mapping[str, Reference],
-        classifier: Classifier,
+        classifier: TrainedFeatures,
         *,
         samples: int,
         inception: bool,
     ) -> None:
-        self.ruler, self.classifier = ruler, classifier
+        self.ruler, self.classifier = ruler, classifier.model
         self.train, self.test = references["train"], references["test"]
         self.names: dict[str, str] = {  # full names of the distances
-            key: metric_name(self.test.dataset, samples, inception=inception, train=key == "fd_train")
+            key: metric_name(
+                self.test.dataset,
+                samples,
+                inception=inception,
+                rotation=classifier.task == "rotation",
+                train=key == "fd_train",
+            )
             for key in ("fd", "fd_train")
         }
         self.yardstick: dict[str, Any] = {

@@ -9,17 +9,18 @@ from nfm.errors import InputError
 Yardstick = Mapping[str, Any]  # what was measured with, by word: features, resize filter, counts
 
 
-def metric_name(dataset: str, samples: int, *, inception: bool, train: bool = False) -> str:
+def metric_name(dataset: str, samples: int, *, inception: bool, rotation: bool = False, train: bool = False) -> str:
     """Returns a Fréchet distance's name with its features and count: `fid_50k`, `fd_digits_1k_train`.
 
     Arguments:
         dataset: Name of the data set whose classifier gives the features, if it is not Inception.
         samples: Number of samples; whole thousands are written with a k.
         inception: Whether the features are Inception's.
+        rotation: Whether they are, if not Inception's, of a classifier of quarter turns, for want of classes.
         train: Whether the distance is to the training images, not to the test images.
     """
     plain = re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-")
-    features = "fid" if inception else f"fd_{plain}"
+    features = "fid" if inception else f"fd_{plain}{'_rot' * rotation}"
     count = f"{samples // 1000}k" if samples % 1000 == 0 else str(samples)
     return f"{features}_{count}{'_train' * train}"
 

@@ -10,6 +10,7 @@ from nfm.plan.gpu import GPUS
 from nfm.plan.size import data_size
 from nfm.plan.table import as_text
 from nfm.stages.run import stage_device
+from nfm.train.launch import open_processes
 
 
 def command(
@@ -44,7 +45,7 @@ def command(
         raise InputError(f"--gpu is {gpu_name!r}, which is not in nfm/plan/gpu.py{nearest(gpu_name, GPUS)}")
     gpu, size = GPUS[gpu_name], data_size(params.data, root, images, classes)
     found = forecast(params, size, disk=disk)
-    seconds = measure(params, size, found.stages, stage_device()) if measured else {}
+    seconds = measure(params, size, found.stages, stage_device(open_processes())) if measured else {}
     if file is not None:
         write_json(file, as_json(found, gpu, utilisation, seconds))
     return as_text(found, gpu_name, gpu, utilisation, seconds)

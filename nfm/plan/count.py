@@ -112,8 +112,13 @@ def matching_step_cost(student: SiT) -> Cost:
     return _count(lambda: student(*_moment(student)).square().mean().backward())
 
 
-def classify_cost(classifier: Classifier, shape: tuple[int, int, int]) -> Cost:
+def features_cost(classifier: Classifier, shape: tuple[int, int, int]) -> Cost:
     """Counts an image's features."""
+    return _count(lambda: classifier.features(torch.zeros(1, *shape, device="meta")))
+
+
+def classify_cost(classifier: Classifier, shape: tuple[int, int, int]) -> Cost:
+    """Counts telling an image's class."""
     return _count(lambda: classifier(torch.zeros(1, *shape, device="meta")))
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nfm.build.draws import ONLINE_DRAWS
 from nfm.build.features import features_arguments, make_features
 from nfm.build.student import make_student, student_arguments
 from nfm.build.teacher import make_teacher, teacher_arguments
@@ -27,7 +26,8 @@ from nfm.config import (
     Train,
 )
 from nfm.coupling.base import Batch, Coupling
-from nfm.coupling.card import looked_at, measure
+from nfm.coupling.card import looked_at
+from nfm.coupling.card import measure as measure_noise
 from nfm.coupling.independent import Independent
 from nfm.coupling.inverse import InverseRegression
 from nfm.coupling.minibatch_ot import MinibatchOT
@@ -36,12 +36,16 @@ from nfm.coupling.teacher import TeacherDraws, TeacherOnline, encode_draws
 from nfm.data.examples import Examples, Source
 from nfm.data.shards import Split
 from nfm.data.writing import write_splits
+from nfm.errors import InputError
+from nfm.figures import draw_card, sample_grid
 from nfm.metrics.features import FEATURES, classifier_loss, rotation_loss
 from nfm.metrics.fidelity import classifier_extractor, extract, fidelity, frechet
-from nfm.metrics.statistics import Accumulator, Statistics
+from nfm.metrics.statistics import KEPT, Accumulator, Statistics
 from nfm.plan.size import Size
+from nfm.plan.work import ONLINE_DRAWS
 from nfm.random import generator_for
 from nfm.solve.sample import initial_noise
+from nfm.stages.evaluate import SHOWN
 from nfm.stages.fit import read_batch
 from nfm.store import Rows
 from nfm.student.loss import one_step_loss, student_loss
@@ -77,7 +81,7 @@ class Bench:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.params, self.size, self.device, self.seconds, self.clock = params, size, device, seconds, clock
-        self.split = _random_split(size, folder / "data")
+        self.folder, self.split = folder, _random_split(size, folder / "data")
         shape, classes = size.shape, size.classes
         self.features = make_features(features_arguments(params.features, shape, classes)).to(device)
         self.teacher = make_teacher(teacher_arguments(params.teacher, shape, classes)).to(device)
@@ -109,21 +113,21 @@ class Bench:
     def _call(self, kind: str, batch: str) -> float:
         match kind:
             case "fidelity":
-                real, train, fake = map(_features_of, (self.size.test, self.size.train, self.params.evaluate.samples))
-                return self._repeated(lambda: (fidelity(real, fake), frechet(train, fake)))
-            case "frechet":
-                real, train = map(_features_of, (self.size.test, self.size.train))
-                return self._repeated(lambda: frechet(real, train))
+                return self._fidelity()
+            case "inception.forward":
+                raise InputError("plan --measure cannot time Inception; set evaluate.inception to null for it")
             case "potentials.visit":
                 return self._visit()
-            case "diagnose":
-                return self._diagnose()
+            case "card":
+                return self._card()
+            case "picture":
+                return self._picture()
         noise, label = self._batch(int(batch))
         given = label if self.teacher.classes else None
         match kind:
             case "features.forward":
                 extractor, pixels = classifier_extractor(self.features), self.split.raw(torch.arange(len(noise)))
-                return self._repeated(lambda: extract(extractor, pixels))
+                return self._repeated(lambda: Accumulator().add(extract(extractor, pixels)))
             case "teacher.encode":
                 return self._encode(len(noise))
             case "teacher.decode":
@@ -156,12 +160,11 @@ class Bench:
         section = self.params.student
 
         def loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-            pairs = coupling.pair(batch, generator)
-            label = pairs.label if section.conditional else None
+            pairs, drop = coupling.pair(batch, generator), {"label_drop": section.label_drop}
+            learnt = (model, pairs.data, pairs.noise, pairs.label if section.conditional else None, generator)
             if coupling.one_step:
-                return one_step_loss(model, pairs.data, pairs.noise, label, generator, label_drop=section.label_drop)
-            law = {"time_mean": section.time.mean, "time_std": section.time.std, "label_drop": section.label_drop}
-            return student_loss(model, pairs.data, pairs.noise, label, generator, **law)
+                return one_step_loss(*learnt, **drop)
+            return student_loss(*learnt, time_mean=section.time.mean, time_std=section.time.std, **drop)
 
         return loss
 
@@ -179,13 +182,12 @@ class Bench:
                 return TeacherOnline(self.frozen, self.params.teacher.noise_std, 1.0, self.params.teacher.conditional)
             case TeacherCoupling():
                 noise = torch.zeros(len(self.split), 1, *self.split.shape, dtype=torch.float16)
-                return TeacherDraws(Rows([noise.numpy()]))
+                return TeacherDraws(Rows([noise.numpy()]), 1.0)
             case InverseRegressionCoupling():
                 return InverseRegression(self._coupling(self.params.coupling["teacher"]))
 
     def _encode(self, batch: int) -> float:
-        stored = (s.draws for s in self.params.coupling.values() if isinstance(s, TeacherCoupling))
-        draws = next((n for n in stored if isinstance(n, int)), ONLINE_DRAWS)
+        draws = self._draws()
         data, label = self._batch(batch // draws)
         given, noise_std = label if self.teacher.classes else None, self.params.teacher.noise_std
 
@@ -206,6 +208,16 @@ class Bench:
         t = torch.full((len(noise),), 0.5, device=self.device)
         return self._repeated(lambda: velocity(noise, t))
 
+    def _fidelity(self) -> float:
+        test, train = self._statistics(self.size.test, 0), self._statistics(self.size.train, 1)
+        samples = self._statistics(self.params.evaluate.samples, 2)
+        return self._repeated(lambda: (fidelity(test, samples), frechet(train, samples)))
+
+    def _statistics(self, count: int, seed: int) -> Statistics:
+        accumulator = Accumulator()
+        accumulator.add(torch.randn(min(count, KEPT), FEATURES, generator=generator_for(seed)))
+        return accumulator.statistics()
+
     def _visit(self) -> float:
         (section,) = (s for s in self.params.coupling.values() if isinstance(s, SemidiscreteOTCoupling))
         batch = read_batch(self.split, torch.arange(len(self.split)), self.device)
@@ -215,11 +227,27 @@ class Bench:
         fit = {"steps": VISITS, "batch": section.batch, "lr": section.lr, "seed": 0}
         return self._repeated(lambda: fit_potentials(batch.data, label, **fit)) / (groups * (VISITS + checks))
 
-    def _diagnose(self) -> float:
-        images, draws = looked_at(len(self.split), ONLINE_DRAWS)
+    def _card(self) -> float:
+        images, draws = looked_at(len(self.split), self._draws())
         noise = torch.randn(images, draws, *self.split.shape, generator=generator_for(0))
         label = self.split.labels(torch.arange(images)) if self.teacher.classes else None
-        return self._repeated(lambda: measure(noise, label, self.split.classes, seed=0), least=1)
+
+        def card() -> None:
+            found = measure_noise(noise, label, self.split.classes, seed=0)
+            draw_card({**found, "sigma": 1.0, "round_trip": 0.0}, self.folder / "card.png")
+
+        return self._repeated(card, least=1)
+
+    def _picture(self) -> float:
+        settings = len(self.params.evaluate.euler) + len(self.params.evaluate.heun)
+        shown = torch.randint(256, (settings, SHOWN, *self.split.shape), dtype=torch.uint8)
+        names = [f"euler-{nfe}" for nfe in range(settings)]
+        return self._repeated(lambda: sample_grid(shown, names, [], self.folder / "samples.png"))
+
+    def _draws(self) -> int:
+        """Returns how many draws of an image are encoded before a student trains."""
+        stored = (s.draws for s in self.params.coupling.values() if isinstance(s, TeacherCoupling))
+        return next((n for n in stored if isinstance(n, int)), ONLINE_DRAWS)
 
     def _batch(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns noise and labels of some images, with shapes (B, C, H, W) and (B,)."""
@@ -262,13 +290,6 @@ def _training_seconds(
         name="measuring",
     )
     return (times[-1] - times[-2]) / steps
-
-
-def _features_of(count: int) -> Statistics:
-    """Returns statistics of as many rows of random features, at most those that are kept."""
-    accumulator = Accumulator()
-    accumulator.add(torch.randn(min(count, 10_000), FEATURES, generator=generator_for(0, count)))
-    return accumulator.statistics()
 
 
 def _random_split(size: Size, folder: Path) -> Split:

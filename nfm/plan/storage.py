@@ -3,16 +3,18 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from nfm.config import Params, SemidiscreteOTCoupling, TeacherCoupling
+from nfm.config import InverseRegressionCoupling, Params, SemidiscreteOTCoupling, TeacherCoupling
 from nfm.metrics.features import FEATURES
 from nfm.metrics.statistics import KEPT
 from nfm.plan import count
 from nfm.plan.networks import Networks
 from nfm.plan.size import Size
+from nfm.plan.work import pairs_of
 from nfm.stages.evaluate import PATH_STEPS, PATHS, SHOWN
 
 USUAL = 16  # draws: on digits as good as fresh ones but for a tenth of FD, where a single one is clearly worse
 HALF = 2  # bytes of a float16
+INCEPTION_FEATURES = 2048
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,21 @@ def artifacts(params: Params, size: Size, networks: Networks) -> list[Artifact]:
         Artifact("artifacts/data/test", size.test * (size.dimensions + labels), 1),
         Artifact("artifacts/features/features.safetensors", features, 1),
         *(
-            Artifact(f"artifacts/reference/{split}.safetensors", _reference_bytes(images, labels), 1)
+            Artifact(f"artifacts/reference/{split}.safetensors", _reference(params, images, labels), 1)
             for split, images in (("train", size.train), ("test", size.test))
         ),
         Artifact("artifacts/teacher/S/teacher.safetensors", teacher, seeds),
     ]
-    for name, section in params.coupling.items():
+    for name in params.coupling:
+        if name not in params.couplings and isinstance(params.coupling[name], InverseRegressionCoupling):
+            continue  # no stage prepares it
+        section = pairs_of(name, params)
         if isinstance(section, SemidiscreteOTCoupling):
             found.append(Artifact(f"artifacts/coupling/{name}-S", 4 * size.train, seeds))
+        elif isinstance(section, TeacherCoupling) and section.draws != "online":
+            found.append(Artifact(f"artifacts/coupling/{name}-S", pair_bytes(size, section.draws), seeds))
         elif isinstance(section, TeacherCoupling):
-            pairs = teacher if section.draws == "online" else pair_bytes(size, section.draws)
-            names = [name, *params.one_step]  # which has the same pairs
-            found += [Artifact(f"artifacts/coupling/{name}-S", pairs, seeds) for name in names]
+            found.append(Artifact(f"artifacts/coupling/{name}-S", teacher, seeds))
     paths = 2 * 4 * min(PATHS, params.evaluate.samples) * (PATH_STEPS + 1)
     found += [
         Artifact("artifacts/student/C-S/student.safetensors", student, students),
@@ -87,9 +92,10 @@ def artifacts(params: Params, size: Size, networks: Networks) -> list[Artifact]:
     return found
 
 
-def _reference_bytes(images: int, label: int) -> int:
-    """Returns the bytes of mean and covariance in float64, of the features that are kept, and of the labels."""
-    return 8 * FEATURES * (FEATURES + 1) + 4 * FEATURES * min(images, KEPT) + label * images
+def _reference(params: Params, images: int, labels: int) -> int:
+    """Returns the bytes of a split's statistics: mean and covariance in float64, some features, labels."""
+    width = FEATURES if params.evaluate.inception is None else INCEPTION_FEATURES
+    return 8 * (width + width**2) + 4 * width * min(images, KEPT) + labels * images
 
 
 def pair_bytes(size: Size, draws: int) -> int:

@@ -5,8 +5,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from nfm.build.draws import ONLINE_DRAWS
-from nfm.config import Evaluate, InverseRegressionCoupling, Params, SemidiscreteOTCoupling, TeacherCoupling, Train
+from nfm.build.measure import BATCH
+from nfm.config import (
+    CouplingSection,
+    InverseRegressionCoupling,
+    Params,
+    SemidiscreteOTCoupling,
+    TeacherCoupling,
+    Train,
+)
 from nfm.coupling.semidiscrete_ot import CHECKS
+from nfm.metrics.features import TURNS
 from nfm.plan import count
 from nfm.plan.count import Cost
 from nfm.plan.gpu import Gpu
@@ -14,7 +23,6 @@ from nfm.plan.networks import Networks
 from nfm.plan.size import Size
 from nfm.stages.evaluate import CURVED, PATH_STEPS, PATHS
 
-FEATURE_BATCH = 100  # images whose features are computed at once
 FULL = "fp32"
 INCEPTION = Cost(flops=11_400_000_000, operations=300)  # an image of 299x299; Szegedy et al. 2015, arXiv 1512.00567
 LAUNCH = 1.0e-5  # seconds that eager torch takes to launch an operation, however small; a round figure
@@ -86,13 +94,11 @@ def stages(params: Params, size: Size, networks: Networks) -> list[Stage]:
             found.append(Stage(f"couple@{name}", seeds, (_potentials(section, size),)))
         elif isinstance(section, TeacherCoupling):
             found.append(Stage("couple-teacher", seeds, tuple(_draws(section, params, size, networks))))
+    walking = len(couplings) - len(params.one_step)
     found += [Stage(f"student@{name}", seeds, (_student(name, params, size, networks),)) for name in couplings]
-    one_step, settings = len(params.one_step), (*params.evaluate.euler, *params.evaluate.heun)
-    found.append(
-        Stage("evaluate", seeds * (len(couplings) - one_step), (*_evaluate(params, size, networks, settings),))
-    )
-    if one_step:
-        found.append(Stage("evaluate, one step", seeds * one_step, tuple(_evaluate(params, size, networks, (1,)))))
+    found.append(Stage("evaluate", seeds * walking, tuple(_evaluate(params, size, networks))))
+    for name in params.one_step:
+        found.append(Stage(f"evaluate@{name}", seeds, tuple(_evaluate(params, size, networks, one_step=True))))
     found.append(Stage("evaluate-teacher", seeds, tuple(_evaluate_teacher(params, size, networks))))
     return found
 
@@ -101,12 +107,11 @@ def _features(params: Params, size: Size, networks: Networks) -> Iterator[Work]:
     train, classifier = params.features.train, networks.features
     step, forward = count.classifier_step_cost(classifier, size.shape), count.classify_cost(classifier, size.shape)
     yield _updates("features.update", train, params, {train.precision: step})
-    yield _calls("features.forward", FEATURE_BATCH, size.test, forward)
+    yield _calls("features.forward", BATCH, size.test if size.classes else TURNS * size.test, forward)
 
 
 def _reference(params: Params, size: Size, networks: Networks) -> Iterator[Work]:
-    yield _measuring(params.evaluate, size.train + size.test, networks, size)
-    yield Work("frechet", 1, {})
+    yield _extraction(params, size, networks, size.train + size.test)
 
 
 def _teacher(params: Params, networks: Networks) -> Work:
@@ -128,17 +133,17 @@ def _draws(section: TeacherCoupling, params: Params, size: Size, networks: Netwo
     batch, back = draws * max(1, params.run.sample_batch // draws), min(ROUND_TRIP, size.train)
     yield _calls("teacher.encode", batch, size.train * draws + back, count.encode_cost(networks.teacher))
     yield _decoding(networks, back, back)
-    yield Work("diagnose", 1, {})
+    yield Work("card", 1, {})
 
 
 def _student(name: str, params: Params, size: Size, networks: Networks) -> Work:
-    train, section = params.student.train, params.coupling[name]
+    train, section = params.student.train, pairs_of(name, params)
     costs = [(train.precision, count.matching_step_cost(networks.student))]
     if isinstance(section, SemidiscreteOTCoupling):
         groups = 1 if section.across_classes else max(1, size.classes)
         seen = min(groups, train.batch)
         costs.append((FULL, Cost(2 * size.train // groups * size.dimensions, 8 * seen)))
-    elif isinstance(section, TeacherCoupling | InverseRegressionCoupling) and _online(params):
+    elif isinstance(section, TeacherCoupling) and section.draws == "online":
         costs.append((FULL, count.encode_cost(networks.teacher)))
     together: dict[str, Cost] = {}
     for precision, cost in costs:
@@ -147,24 +152,25 @@ def _student(name: str, params: Params, size: Size, networks: Networks) -> Work:
     return _updates(f"student.update@{name}", train, params, together)
 
 
-def _online(params: Params) -> bool:
-    """Returns whether students of the teacher's pairs encode draws of their own."""
-    return any(isinstance(s, TeacherCoupling) and s.draws == "online" for s in params.coupling.values())
+def pairs_of(name: str, params: Params) -> CouplingSection:
+    """Returns the section of the coupling whose pairs a student trains on: inverse regression takes the teacher's."""
+    section = params.coupling[name]
+    return params.coupling["teacher"] if isinstance(section, InverseRegressionCoupling) else section
 
 
-def _evaluate(params: Params, size: Size, networks: Networks, settings: tuple[int, ...]) -> Iterator[Work]:
-    """Measures a student at some NFEs, and how straight its paths are where it takes several steps."""
+def _evaluate(params: Params, size: Size, networks: Networks, *, one_step: bool = False) -> Iterator[Work]:
     section, student = params.evaluate, networks.student
     labelled = student.classes is not None
     cost = count.velocity_cost(student)
     if labelled and section.guidance not in (0, 1):
         cost = Cost(2 * cost.flops, cost.operations)
+    settings = (1,) if one_step else (*section.euler, *section.heun)
     batch, curved, paths = (min(most, section.samples) for most in (params.run.sample_batch, CURVED, PATHS))
     yield _calls("student.velocity", batch, section.samples * sum(settings), cost)
-    if settings != (1,):
+    if not one_step:
         yield _calls("student.velocity", curved, curved * section.curvature_steps, cost)
         yield _calls("student.velocity", paths, paths * PATH_STEPS, cost)
-    yield from _fidelity(section, size, networks, len(settings), labelled=labelled)
+    yield from _fidelity(params, size, networks, len(settings), labelled=labelled)
 
 
 def _evaluate_teacher(params: Params, size: Size, networks: Networks) -> Iterator[Work]:
@@ -173,23 +179,24 @@ def _evaluate_teacher(params: Params, size: Size, networks: Networks) -> Iterato
     yield _decoding(networks, batch, section.samples)
     yield _calls("teacher.denoise", batch, section.samples, count.denoise_cost(teacher))
     yield _calls("teacher.likelihood", min(batch, size.test), size.test, count.encode_cost(teacher))
-    yield from _fidelity(section, size, networks, 2, labelled=False)
+    yield from _fidelity(params, size, networks, 2, labelled=teacher.classes is not None)
 
 
-def _fidelity(section: Evaluate, size: Size, networks: Networks, sets: int, *, labelled: bool) -> Iterator[Work]:
-    """Measures some sets of samples against the references, and classes them."""
-    yield _measuring(section, sets * section.samples, networks, size)
+def _fidelity(params: Params, size: Size, networks: Networks, sets: int, *, labelled: bool) -> Iterator[Work]:
+    """Measures some sets of samples against the references."""
+    samples = sets * params.evaluate.samples
+    yield _extraction(params, size, networks, samples)
     if labelled:
-        classify = count.classify_cost(networks.features, size.shape)
-        yield _calls("features.forward", FEATURE_BATCH, sets * section.samples, classify)
-    yield Work("fidelity", sets, {})
+        yield _calls("features.forward", BATCH, samples, count.classify_cost(networks.features, size.shape))
+    yield Work("fidelity/samples", sets, {})
+    yield Work("picture", 1, {})
 
 
-def _measuring(section: Evaluate, images: int, networks: Networks, size: Size) -> Work:
-    """Computes the features of images."""
-    if section.inception is not None:
-        return _calls("inception.forward", FEATURE_BATCH, images, INCEPTION)
-    return _calls("features.forward", FEATURE_BATCH, images, count.classify_cost(networks.features, size.shape))
+def _extraction(params: Params, size: Size, networks: Networks, images: int) -> Work:
+    """Computes the features that distances are measured on."""
+    if params.evaluate.inception is not None:
+        return _calls("inception.forward", BATCH, images, INCEPTION)
+    return _calls("features.forward", BATCH, images, count.features_cost(networks.features, size.shape))
 
 
 def _updates(unit: str, train: Train, params: Params, costs: Mapping[str, Cost]) -> Work:

@@ -58,9 +58,8 @@ def summarise(root: Path, params: Params) -> dict[str, Any]:
     yardstick = _yardstick(root, params, measured, reference)
     fd = yardstick["metric"]
     walking = [name for name in params.couplings if name not in params.one_step]
-    source = "a classifier" if features["task"] == "class" else "a classifier of quarter turns"
-    if params.evaluate.inception is not None:
-        source = "Inception"
+    learned = "a classifier" if features["task"] == "class" else "a classifier of quarter turns"
+    source = "Inception" if params.evaluate.inception else learned
     summary = {
         "dataset": read_json(root / "artifacts" / "data" / "test" / "manifest.json")["dataset"],
         "metric": fd,

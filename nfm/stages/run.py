@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from pydantic import BaseModel
 
 import nfm
@@ -83,7 +84,8 @@ def stage_run(
     """
     start = time.monotonic()
     key = _key(address, root, sections, inputs, judges)
-    state, device = open_processes(), stage_device()
+    state = open_processes()
+    device = stage_device(state)
     with open_tracker(address, root) as tracker:
         tracker.tags(_tags(address, root, params, key) | (tags or {}))
         tracker.params({name: section.model_dump(mode="json") for name, section in sections.items()})
@@ -97,9 +99,9 @@ def stage_run(
             discard(run.checkpoint)
 
 
-def stage_device() -> torch.device:
-    """Returns where a stage computes; on the CPU also sets the number of threads."""
-    device = torch.device(open_processes().device or "cpu")
+def stage_device(state: PartialState) -> torch.device:
+    """Returns where a process computes; on the CPU also sets the number of threads."""
+    device = torch.device(state.device or "cpu")
     if device.type == "cpu":
         # One thread gives the same bits on any machine, and is fastest for small models.
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
