@@ -117,7 +117,7 @@ def stray_image(path: Path) -> str:
 
 def not_an_image(path: Path) -> str:
     (path / "dark" / "text.png").write_text("hello")
-    return "text.png cannot be read"
+    return "text.png is no image of a format that PIL reads"
 
 
 def truncated_image(path: Path) -> str:

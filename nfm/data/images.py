@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from nfm.errors import InputError
@@ -54,6 +54,8 @@ def decode_image(content: bytes, name: str, size: int, channels: int, filter: st
             image.load()
     except InputError:
         raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name} is no image of a format that PIL reads; replace it or take it out") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{name} cannot be read as an image ({error}); replace it or take it out") from error
     if image.has_transparency_data:
