@@ -18,10 +18,11 @@ import torch
 import yaml
 
 from nfm.artifacts import write_json
-from nfm.config import Params, parse_params, recipe_text, with_overrides
+from nfm.config import Params, parse_params, with_overrides
 from nfm.plan.forecast import forecast, measure
 from nfm.plan.size import Size, data_size
 from nfm.plan.work import Stage
+from nfm.recipes import recipe_text
 from nfm.stages.couple import couple
 from nfm.stages.evaluate import evaluate_student, evaluate_teacher
 from nfm.stages.features import features

@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from nfm.config import INCEPTION, parse_params, read_mapping, recipe_text, with_overrides
+from nfm.config import INCEPTION, parse_params, read_mapping, with_overrides
 from nfm.errors import InputError
+from nfm.recipes import recipe_text
 
 FOLDER = ".workspaces"
 # Params that name files of the user's, relative to the project's folder, and files that a command has fetched.

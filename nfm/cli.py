@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from nfm.config import load_params, recipe_names, recipe_text
+from nfm.config import load_params
 from nfm.errors import InputError
-from nfm.recipes import load_recipe, smoke_text
+from nfm.recipes import load_recipe, recipe_names, recipe_text, smoke_text
 
 app = typer.Typer(
     add_completion=False,

@@ -6,7 +6,6 @@ A section has no defaults: what a stage depends on stands in params.yaml, where 
 import difflib
 import json
 import re
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -382,23 +381,6 @@ def with_overrides(mapping: dict[str, Any], overrides: dict[str, Any]) -> dict[s
         _child(node, last, key)
         node[last] = value
     return copy
-
-
-def recipe_names() -> list[str]:
-    """Returns the names of the params files that come with the package."""
-    files = (resources.files("nfm") / "recipes").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
-
-
-def recipe_text(name: str) -> str:
-    """Returns a recipe, a complete params file, as text.
-
-    Raises:
-        InputError: There is no recipe of that name.
-    """
-    if name not in recipe_names():
-        raise InputError(f"recipe is {name!r}, which does not exist{nearest(name, recipe_names())}")
-    return (resources.files("nfm") / "recipes" / f"{name}.yaml").read_text()
 
 
 def _child(node: Any, name: str, key: str) -> Any:

@@ -12,24 +12,14 @@ import torch
 import yaml
 
 from nfm.artifacts import load_tensors
-from nfm.cli import main
 from nfm.config import read_mapping, with_overrides
 from nfm.stages import evaluate
+from tests.command import nfm
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
 WITH_ONE_STEP = {"couplings": [*TINY["couplings"], "inverse-regression"], "one_step": ["inverse-regression"]}
 INCEPTION = {"source": "weights.pth", "sha256": "0" * 64}
-
-
-def nfm(monkeypatch, *arguments):
-    """Runs the command line in this process; returns its exit status."""
-    monkeypatch.setattr(sys, "argv", ["nfm", *arguments])
-    try:
-        main()
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 def write_params(folder, **overrides):

@@ -12,11 +12,10 @@ from nfm.config import (
     load_params,
     parse_params,
     read_mapping,
-    recipe_names,
-    recipe_text,
     with_overrides,
 )
 from nfm.errors import InputError
+from nfm.recipes import recipe_names, recipe_text
 
 ROOT = Path(__file__).parents[1]
 DEMO = read_mapping(ROOT / "params.yaml")

@@ -22,7 +22,6 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from nfm.artifacts import load_tensors, save_tensors
 from nfm.build.features import load_features, make_features, save_features
 from nfm.build.measure import features_path, load_measure, load_reference, reference_path
-from nfm.cli import main
 from nfm.config import INCEPTION, load_params, parse_params, read_mapping, with_overrides
 from nfm.data.examples import Examples, Source
 from nfm.data.shards import Split
@@ -34,6 +33,7 @@ from nfm.metrics.yardstick import metric_name, shared_yardstick
 from nfm.random import generator_for
 from nfm.solve.draws import Draws
 from nfm.solve.sample import initial_noise
+from tests.command import nfm
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -72,16 +72,6 @@ def small(tmp_path, monkeypatch):
     folder = project(tmp_path, monkeypatch, *images, labels=True, **{"evaluate.samples": 90})
     assert nfm(monkeypatch, "reference") == 0
     return folder
-
-
-def nfm(monkeypatch, *arguments):
-    """Runs the command line in this process; returns its exit status."""
-    monkeypatch.setattr(sys, "argv", ["nfm", *arguments])
-    try:
-        main()
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 def refused(monkeypatch, capsys, *arguments):

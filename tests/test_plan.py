@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nfm.build.data import make_source
 from nfm.build.student import make_student
 from nfm.build.teacher import make_teacher
-from nfm.config import parse_params, recipe_text, with_overrides
+from nfm.config import parse_params, with_overrides
 from nfm.errors import InputError
 from nfm.plan import count
 from nfm.plan.command import command
@@ -21,7 +21,7 @@ from nfm.plan.gpu import GPUS, Gpu
 from nfm.plan.size import Size, data_size
 from nfm.plan.storage import advise
 from nfm.plan.work import LAUNCH, Work
-from nfm.recipes import load_recipe, smoke
+from nfm.recipes import load_recipe, recipe_text, smoke
 from nfm.stages.couple import couple
 from nfm.stages.evaluate import evaluate_student, evaluate_teacher
 from nfm.stages.features import features

@@ -8,14 +8,14 @@ import pytest
 import yaml
 
 from nfm.build import data as build_data
-from nfm.config import parse_params, recipe_names, recipe_text
+from nfm.config import parse_params
 from nfm.data import idx
 from nfm.data.source import cifar10
 from nfm.nn.patches import token_shape
 from nfm.plan import count
 from nfm.plan.networks import make_networks
 from nfm.plan.size import data_size
-from nfm.recipes import load_recipe, smoke, smoke_text
+from nfm.recipes import load_recipe, recipe_names, recipe_text, smoke, smoke_text
 from nfm.stages.couple import couple
 from nfm.stages.evaluate import evaluate_student, evaluate_teacher
 from nfm.stages.features import features

@@ -11,8 +11,8 @@ from prefect.states import Completed
 
 import flows.study
 from flows.workspace import params_of, place_of
-from nfm.config import recipe_text
 from nfm.errors import InputError
+from nfm.recipes import recipe_text
 from nfm.study import load_study, study_names, table
 
 ROOT = Path(__file__).parents[1]

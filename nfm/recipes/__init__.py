@@ -1,18 +1,37 @@
 """Complete params files that come with the package, and the same with every size shrunk.
 
-A recipe is NAME.yaml in this folder; `nfm.config` reads it as text.
+A recipe is NAME.yaml in this folder.
 """
 
 import json
 import math
+from importlib import resources
 from typing import Any
 
 import yaml
 
-from nfm.config import Params, parse_params, recipe_text
+from nfm.config import Params, nearest, parse_params
+from nfm.errors import InputError
 
 TRAININGS = ("features", "teacher", "student")
 RESIZED = ("folder", "imagenet")  # data sets of images of any size
+
+
+def recipe_names() -> list[str]:
+    """Returns the names of the params files that come with the package."""
+    files = (resources.files("nfm.recipes")).iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """Returns a recipe, a complete params file, as text.
+
+    Raises:
+        InputError: There is no recipe of that name.
+    """
+    if name not in recipe_names():
+        raise InputError(f"recipe is {name!r}, which does not exist{nearest(name, recipe_names())}")
+    return (resources.files("nfm.recipes") / f"{name}.yaml").read_text()
 
 
 def load_recipe(name: str) -> Params:
