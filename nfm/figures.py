@@ -39,7 +39,7 @@ COLOURS = {
     "inverse-regression": "#7a003c",
 }
 SPARE = ("#009e73", "#b8559b", "#a07800", "#5b4bb0")
-MARKERS = {"independent": "o", "minibatch-ot": "^", "semidiscrete-ot": "s", "teacher": "D", "inverse-regression": "*"}
+MARKERS = {"independent": "o", "minibatch-ot": "^", "semidiscrete-ot": "s", "teacher": "D", "inverse-regression": "X"}
 
 INK, MUTED, RULE, PAPER = "#1f2328", "#6a7078", "#d9dce0", "#fffffe"
 DARK = {  # what a colour turns into on a dark screen
@@ -347,7 +347,7 @@ def _draw_curves(
             label=label(name),
             marker=MARKERS.get(name, "v"),
             lw=1.6,
-            ms=4.5,
+            ms=4.5 if len(nfe) > 1 else 7,  # a point by itself has no line that leads to it
             mec=PAPER,
             mew=0.6,
         )
