@@ -1,0 +1,20 @@
+"""docs/results.md shows what the files in results/ hold."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nfm.study import load_study, table
+
+ROOT = Path(__file__).parents[1]
+STUDIES = sorted((ROOT / "results" / "studies").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=[path.stem for path in STUDIES])
+def test_a_studys_table_is_that_of_its_file_and_the_file_that_of_its_recipe(path: Path):
+    results, study = json.loads(path.read_text()), load_study(path.stem)
+    assert table(results) in (ROOT / "docs" / "results.md").read_text()
+    assert results["question"] == study.question
+    assert results["common"] == {k: list(v) if isinstance(v, tuple) else v for k, v in study.common.items()}
+    assert [variant["name"] for variant in results["variants"]] == list(study.variants)
