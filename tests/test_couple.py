@@ -272,8 +272,21 @@ def test_online_draws_store_no_more_than_the_card_looks_at(project, monkeypatch,
     assert settings["sigma"] == pytest.approx(z.double().square().mean().sqrt().item(), rel=1e-6)
 
 
-def all_online(folder):
-    split, rows = split_of(folder), torch.arange(COUNT)
+def test_online_draws_encode_no_more_images_than_measure_the_coupling(project, monkeypatch, encoded):
+    monkeypatch.setattr("nfm.build.draws.ONLINE_IMAGES", 50)
+    set_params(project, draws="online")
+    run(project)
+    assert encoded == list(range(50))
+    folder = project / "artifacts/coupling/teacher-0"
+    card, settings = (json.loads((folder / name).read_text()) for name in ("card.json", "coupling.json"))
+    z = torch.cat(list(all_online(project, 50)))
+    assert card["images"] == card["looked_at"]["images"] == 50
+    assert settings["images"] == COUNT
+    assert settings["sigma"] == pytest.approx(z.double().square().mean().sqrt().item(), rel=1e-6)
+
+
+def all_online(folder, count=COUNT):
+    split, rows = split_of(folder), torch.arange(count)
     path = folder / "artifacts/teacher/0/teacher.safetensors"
     model = nfm.build.draws.load_teacher(path, torch.device("cpu")).model
     draws = nfm.build.draws.ONLINE_DRAWS

@@ -27,7 +27,8 @@ from nfm.figures import draw_card
 from nfm.random import generator_for
 from nfm.store import Rows, open_rows
 
-ONLINE_DRAWS = 16  # noised copies of each image that measure a coupling which stores none
+ONLINE_DRAWS = 16  # noised copies of an image that measure a coupling which stores none
+ONLINE_IMAGES = 10_000  # images, at most, that do so
 CARD = "nfm-card-1"
 
 
@@ -79,13 +80,13 @@ class Draws:
         state.wait_for_everyone()
 
     def sigma(self) -> float:
-        """Returns sigma_f over all images and draws."""
+        """Returns sigma_f over all that is encoded."""
         total = math.fsum(read_json(shard.sidecar(self.work))["squares"] for shard in self.shards)
-        return (total / (len(self.split) * self.draws * math.prod(self.split.shape))) ** 0.5
+        return (total / (self._images() * self.draws * math.prod(self.split.shape))) ** 0.5
 
     def write_card(self) -> dict[str, Any]:
         """Measures the noise, see `nfm.coupling.card.measure`, and writes card.json and card.png beside the shards."""
-        images, each = looked_at(len(self.split), self.draws)
+        images, each = looked_at(self._images(), self.draws)
         rows, sigma, label = torch.arange(images), self.sigma(), self._labels(torch.arange(images))
         noise = open_noise(self.work, self.entries(), self.shards[0].draws, self.split.shape)
         index = (rows.repeat_interleave(each).numpy(), np.tile(np.arange(each), images))
@@ -95,7 +96,7 @@ class Draws:
             "kind": "teacher",
             "teacher": sha256(self.path),
             "draws": "online" if self.online else self.draws,
-            "images": len(self.split),
+            "images": self._images(),
             "sigma": sigma,
             "round_trip": self._round_trip(),
             **measure(z, label, self.split.classes, seed=self.seed),
@@ -141,6 +142,10 @@ class Draws:
                 first=int(rows[0]),
             )
 
+    def _images(self) -> int:
+        """Returns how many images are encoded, from the first; they are in no order."""
+        return self.shards[-1].rows.stop
+
     def _labels(self, rows: Tensor) -> Tensor | None:
         return self.split.labels(rows) if self.teacher.conditional else None
 
@@ -178,9 +183,10 @@ def open_draws(
     check_shape(teacher, trained.model.shape, split.shape)
     online = section.draws == "online"
     draws = ONLINE_DRAWS if section.draws == "online" else section.draws
-    stored = looked_at(len(split), draws) if online else (len(split), draws)
+    count = min(len(split), ONLINE_IMAGES) if online else len(split)
+    stored = looked_at(count, draws) if online else (count, draws)
     size = math.prod(split.shape)
-    shards = plan_shards(len(split), draws, size, stored=stored, shard_bytes=shard_bytes)
+    shards = plan_shards(count, draws, size, stored=stored, shard_bytes=shard_bytes)
     return Draws(work, split, teacher, trained, online, draws, shards, seed, device)
 
 

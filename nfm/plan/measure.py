@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from nfm.build.draws import ONLINE_DRAWS, ONLINE_IMAGES
 from nfm.build.features import features_arguments, make_features
 from nfm.build.student import make_student, student_arguments
 from nfm.build.teacher import make_teacher, teacher_arguments
@@ -42,7 +43,6 @@ from nfm.metrics.features import FEATURES, classifier_loss, rotation_loss
 from nfm.metrics.fidelity import classifier_extractor, extract, fidelity, frechet
 from nfm.metrics.statistics import KEPT, Accumulator, Statistics
 from nfm.plan.size import Size
-from nfm.plan.work import ONLINE_DRAWS
 from nfm.random import generator_for
 from nfm.solve.sample import initial_noise
 from nfm.stages.evaluate import SHOWN
@@ -228,7 +228,7 @@ class Bench:
         return self._repeated(lambda: fit_potentials(batch.data, label, **fit)) / (groups * (VISITS + checks))
 
     def _card(self) -> float:
-        images, draws = looked_at(len(self.split), self._draws())
+        images, draws = looked_at(self._encoded_images(), self._draws())
         noise = torch.randn(images, draws, *self.split.shape, generator=generator_for(0))
         label = self.split.labels(torch.arange(images)) if self.teacher.classes else None
 
@@ -246,8 +246,16 @@ class Bench:
 
     def _draws(self) -> int:
         """Returns how many draws of an image are encoded before a student trains."""
-        stored = (s.draws for s in self.params.coupling.values() if isinstance(s, TeacherCoupling))
-        return next((n for n in stored if isinstance(n, int)), ONLINE_DRAWS)
+        stored = self._stored_draws()
+        return ONLINE_DRAWS if stored is None else stored
+
+    def _encoded_images(self) -> int:
+        """Returns how many images are."""
+        return min(len(self.split), ONLINE_IMAGES) if self._stored_draws() is None else len(self.split)
+
+    def _stored_draws(self) -> int | None:
+        draws = (s.draws for s in self.params.coupling.values() if isinstance(s, TeacherCoupling))
+        return next((n for n in draws if n != "online"), None)
 
     def _batch(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns noise and labels of some images, with shapes (B, C, H, W) and (B,)."""

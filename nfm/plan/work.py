@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from nfm.build.draws import ONLINE_DRAWS
+from nfm.build.draws import ONLINE_DRAWS, ONLINE_IMAGES
 from nfm.build.measure import BATCH
 from nfm.config import (
     CouplingSection,
@@ -129,9 +129,11 @@ def _potentials(section: SemidiscreteOTCoupling, size: Size) -> Work:
 
 
 def _draws(section: TeacherCoupling, params: Params, size: Size, networks: Networks) -> Iterator[Work]:
-    draws = ONLINE_DRAWS if section.draws == "online" else section.draws
+    draws, images = section.draws, size.train
+    if draws == "online":
+        draws, images = ONLINE_DRAWS, min(images, ONLINE_IMAGES)
     batch, back = draws * max(1, params.run.sample_batch // draws), min(ROUND_TRIP, size.train)
-    yield _calls("teacher.encode", batch, size.train * draws + back, count.encode_cost(networks.teacher))
+    yield _calls("teacher.encode", batch, images * draws + back, count.encode_cost(networks.teacher))
     yield _decoding(networks, back, back)
     yield Work("card", 1, {})
 
