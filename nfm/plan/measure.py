@@ -255,7 +255,7 @@ class Bench:
 
     def _stored_draws(self) -> int | None:
         draws = (s.draws for s in self.params.coupling.values() if isinstance(s, TeacherCoupling))
-        return next((n for n in draws if n != "online"), None)
+        return next((n for n in draws if isinstance(n, int)), None)
 
     def _batch(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns noise and labels of some images, with shapes (B, C, H, W) and (B,)."""
