@@ -279,7 +279,7 @@ def hero(
     return Figure(
         path,
         f"Samples of {names} (rows) with {', '.join(map(str, shown))} network evaluations (columns), from the same "
-        f"noise and labels. {_curves_alt(fd, floor, None, metric)}",
+        f"noise, with the same labels if any. {_curves_alt(fd, floor, None, metric)}",
     )
 
 

@@ -65,8 +65,9 @@ def _picture(samples: Samples) -> str:
         return ""
     return (
         f"<figure>{picture(samples)}<figcaption>Samples of the first seed's students. NFE is the number of network "
-        "evaluations that a sample took. Every cell starts from the same noise and labels, so columns differ by the "
-        "solver's effort and rows by nothing but the coupling that the student was trained with.</figcaption></figure>"
+        "evaluations that a sample took. Every cell starts from the same noise, and label if any, so columns differ by "
+        "the solver's effort and rows by nothing but the coupling that the student was trained "
+        "with.</figcaption></figure>"
     )
 
 
@@ -226,8 +227,8 @@ def _method(summary: Mapping[str, Any], heun: Collection[int]) -> str:
     rows = {
         "Distance": f"{escape(full_metric(summary))}: Fréchet distance between {summary['samples']} samples, rounded "
         f"to 8 bits, and the{images} test images, on features: {escape(summary['features'])}{accuracy}.{other}",
-        "Samples": "The same noise and the same labels, as frequent as in the test set, for every coupling and seed; "
-        + ("no guidance." if guidance == 1 else f"classifier-free guidance {guidance:g}."),
+        "Samples": "The same noise for every coupling and seed, and the same labels, if any, as frequent as in the "
+        "test set; " + ("no guidance." if guidance == 1 else f"classifier-free guidance {guidance:g}."),
         "Solver": f"{solver}. Times {grid}. NFE counts evaluations of the student.",
         "Seeds": f"{count}. Each trains its own teacher, coupling and students; the spread is the sample standard "
         "deviation. Students share architecture, budget and seeds: only the coupling differs.",
