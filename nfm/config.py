@@ -108,8 +108,21 @@ class FolderData(Section):
     seed: NonNegativeInt
 
 
+class LatentsData(Section):
+    """Images of another section, each encoded once by a frozen autoencoder; the flows learn its latents."""
+
+    kind: Literal["latents"]
+    images: Annotated[Cifar10Data | ImagenetData | FolderData, Field(discriminator="kind")]
+    autoencoder: str  # folder of diffusers' AutoencoderKL
+    channels: PositiveInt  # of a latent
+    factor: PositiveInt  # pixels along the side of what a place of a latent stands for
+    scale: PositiveFloat  # latents are scale * (mean - shift)
+    shift: float
+    keep: PositiveInt  # images of each split whose pixels are kept, for the features and the reference
+
+
 DataSection = Annotated[
-    DigitsData | MnistData | Cifar10Data | ImagenetData | FolderData,
+    DigitsData | MnistData | Cifar10Data | ImagenetData | FolderData | LatentsData,
     Field(discriminator="kind"),
 ]
 

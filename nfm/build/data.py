@@ -1,14 +1,20 @@
 """The data set that the `data` section names."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from nfm.config import Cifar10Data, DataSection, DigitsData, FolderData, ImagenetData, MnistData
-from nfm.data.examples import Source, with_mirror_images, with_validation
+import torch
+
+from nfm.config import Cifar10Data, DataSection, DigitsData, FolderData, ImagenetData, LatentsData, MnistData
+from nfm.data.autoencoder import load_pretrained, stamp
+from nfm.data.examples import Latents, Source, with_mirror_images, with_validation
 from nfm.data.s3 import fetch
 from nfm.data.source import cifar10, digits, folder, imagenet, mnist
+from nfm.errors import InputError
 
 Say = Callable[[str], None]
+ImageSection = DigitsData | MnistData | Cifar10Data | FolderData | ImagenetData
 
 
 def make_source(section: DataSection, root: Path, say: Say = lambda line: None) -> Source:
@@ -16,19 +22,62 @@ def make_source(section: DataSection, root: Path, say: Say = lambda line: None) 
 
     Validation images are split off before mirroring, so that no mirror image of one is trained on.
     """
-    source = _find(section, root, say)
+    key = "data.images" if isinstance(section, LatentsData) else "data"
+    section = image_section(section)
+    source = _find(section, root, say, key)
     if section.validation is not None:
-        source = with_validation(source, section.validation, section.seed)
+        source = with_validation(source, section.validation, section.seed, key)
     if isinstance(section, Cifar10Data | FolderData | ImagenetData) and section.flips:
         source = with_mirror_images(source)
     return source
 
 
-def _find(section: DataSection, root: Path, say: Say) -> Source:
-    def place(path: str, key: str) -> Path:
+def with_latents(source: Source, section: LatentsData, root: Path, device: torch.device) -> Source:
+    """Puts the latents of a data set in the place of its images.
+
+    Mirror images are encoded by themselves: the mirror image of a latent is not the latent of the mirror image.
+
+    Raises:
+        InputError: The autoencoder cannot be used, is not the one that the section describes, or the images do not fit.
+    """
+    folder = root / section.autoencoder
+    autoencoder = load_pretrained(folder, "data.autoencoder", section.scale, section.shift, device)
+    for name in ("channels", "factor"):
+        if (found := getattr(autoencoder, name)) != getattr(section, name):
+            raise InputError(
+                f"data.{name} is {getattr(section, name)}, but the autoencoder in {folder} has {found}; "
+                f"set data.{name} to {found} or name another autoencoder"
+            )
+    colours, height, width = source.shape
+    if colours != autoencoder.colours:
+        raise InputError(
+            f"data.images has {colours} channels, the autoencoder in {folder} takes {autoencoder.colours}; "
+            "choose images or an autoencoder that fit"
+        )
+    if height % section.factor or width % section.factor:
+        raise InputError(
+            f"data.images has {height}x{width} pixels, which data.factor = {section.factor} does not divide; "
+            "choose a size that it divides"
+        )
+    shape = (section.channels, height // section.factor, width // section.factor)
+    mark = f"{stamp(folder)} {section.scale} {section.shift}"
+    return replace(
+        source,
+        notes=f"{source.notes}; latents are {section.scale:g} (mean - {section.shift:g}) of an autoencoder",
+        latents=Latents(shape, autoencoder.encode, autoencoder.save, mark, section.keep),
+    )
+
+
+def image_section(section: DataSection) -> ImageSection:
+    """Returns the section of the images themselves."""
+    return section.images if isinstance(section, LatentsData) else section
+
+
+def _find(section: ImageSection, root: Path, say: Say, key: str) -> Source:
+    def place(path: str, name: str) -> Path:
         if not path.startswith("s3://"):
             return root / path
-        return fetch(path, root / ".cache" / "s3", f"data.{key}", say)
+        return fetch(path, root / ".cache" / "s3", f"{key}.{name}", say)
 
     match section:
         case DigitsData():
@@ -46,6 +95,7 @@ def _find(section: DataSection, root: Path, say: Say) -> Source:
                 filter=section.filter,
                 test_fraction=section.test_fraction,
                 seed=section.seed,
+                key=key,
             )
         case ImagenetData():
             return imagenet(
@@ -53,4 +103,5 @@ def _find(section: DataSection, root: Path, say: Say) -> Source:
                 place(section.test, "test"),
                 size=section.size,
                 filter=section.filter,
+                key=key,
             )

@@ -1,6 +1,6 @@
 """The measure of samples: features, the reference that they are held against, figures with their name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from nfm.artifacts import load_tensors, save_tensors, sha256
 from nfm.build.checks import check_format
 from nfm.build.features import TrainedFeatures, load_features
 from nfm.config import INCEPTION, Evaluate, Inception
-from nfm.data.shards import Split
+from nfm.data.autoencoder import load_autoencoder
+from nfm.data.shards import Split, to_uint8
 from nfm.metrics.features import FEATURES, count_right
 from nfm.metrics.fidelity import classifier_extractor, extract, fidelity, frechet, inception
 from nfm.metrics.statistics import Accumulator, Statistics
 from nfm.metrics.yardstick import Yardstick, metric_name, shared_yardstick
 
-FORMAT = "nfm-reference-1"
+FORMAT = "nfm-reference-2"
 SPLITS = ("train", "test")
 BATCH = 100  # images at once
 
@@ -48,6 +49,8 @@ class Reference:
         resize: How the images were brought to their size.
         statistics: Of the features.
         labels: Classes of the images in their order, with shape (N,), or None.
+        learnt: Shape of what the models learn, (C, H, W): an image, or its latent.
+        autoencoder: SHA-256 of what decodes latents; None for images.
     """
 
     dataset: str
@@ -56,6 +59,8 @@ class Reference:
     resize: str
     statistics: Statistics
     labels: Tensor | None
+    learnt: tuple[int, int, int]
+    autoencoder: str | None
 
     @property
     def yardstick(self) -> Yardstick:
@@ -79,12 +84,20 @@ def load_ruler(section: Inception | None, root: Path, shape: tuple[int, int, int
 
 
 def measure_split(ruler: Ruler, split: Split) -> Reference:
-    """Measures all images of a split, some at a time."""
-    accumulator = Accumulator()
-    for rows in torch.arange(len(split)).split(BATCH):
-        accumulator.add(extract(ruler.extractor, split.raw(rows), BATCH))
-    labels = split.labels(torch.arange(len(split)))
-    return Reference(split.dataset, split.shape, ruler.features, split.notes, accumulator.statistics(), labels)
+    """Measures all images of a split, some at a time; of latents the images whose pixels were kept."""
+    accumulator, images = Accumulator(), split.visible
+    for rows in torch.arange(len(images)).split(BATCH):
+        accumulator.add(extract(ruler.extractor, images.raw(rows), BATCH))
+    return Reference(
+        dataset=split.dataset,
+        shape=images.shape,
+        features=ruler.features,
+        resize=split.notes,
+        statistics=accumulator.statistics(),
+        labels=images.labels(torch.arange(len(images))),
+        learnt=split.shape,
+        autoencoder=None if split.autoencoder is None else sha256(split.autoencoder),
+    )
 
 
 def save_reference(path: Path, reference: Reference) -> None:
@@ -100,6 +113,8 @@ def save_reference(path: Path, reference: Reference) -> None:
         "features": reference.features,
         "resize": reference.resize,
         "count": statistics.count,
+        "learnt": list(reference.learnt),
+        "autoencoder": reference.autoencoder,
     }
     save_tensors(path, tensors, header)
 
@@ -120,6 +135,8 @@ def load_reference(path: Path) -> Reference:
         resize=header["resize"],
         statistics=statistics,
         labels=tensors.get("labels"),
+        learnt=tuple(header["learnt"]),
+        autoencoder=header["autoencoder"],
     )
 
 
@@ -132,6 +149,7 @@ class Measure:
         classifier: The feature network, which also tells classes, or quarter turns where there are none.
         samples: Number of samples.
         inception: Whether the features are Inception's.
+        pixels: Turns what a model has made, with shape (B, C, H, W), into uint8 pixels on the CPU.
     """
 
     def __init__(
@@ -142,7 +160,9 @@ class Measure:
         *,
         samples: int,
         inception: bool,
+        pixels: Callable[[Tensor], Tensor],
     ) -> None:
+        self.pixels = pixels
         self.ruler, self.classifier = ruler, classifier.model
         self.train, self.test = references["train"], references["test"]
         self.names: dict[str, str] = {  # full names of the distances
@@ -215,12 +235,30 @@ def load_measure(section: Evaluate, root: Path, device: torch.device) -> Measure
     own = {"this run": {**test.yardstick, "features": ruler.features}}
     shared_yardstick(own | {str(reference_path(root, split)): r.yardstick for split, r in references.items()})
     classifier = load_features(features_path(root), test.shape, device)
-    return Measure(ruler, references, classifier, samples=section.samples, inception=section.inception is not None)
+    return Measure(
+        ruler,
+        references,
+        classifier,
+        samples=section.samples,
+        inception=section.inception is not None,
+        pixels=_pixels_of(test, root, device),
+    )
+
+
+def _pixels_of(test: Reference, root: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+    if test.autoencoder is None:
+        return lambda images: to_uint8(images).cpu()
+    return load_autoencoder(autoencoder_path(root), test.autoencoder, device).decode
 
 
 def features_path(root: Path) -> Path:
     """Returns where the feature network lies."""
     return root / "artifacts" / "features" / "features.safetensors"
+
+
+def autoencoder_path(root: Path) -> Path:
+    """Returns where what decodes latents lies."""
+    return root / "artifacts" / "reference" / "autoencoder.safetensors"
 
 
 def reference_path(root: Path, split: str) -> Path:

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -66,6 +67,25 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class Latents:
+    """What is stored in the place of images.
+
+    Attributes:
+        shape: Of a latent, (C, H, W).
+        encode: Gives the latents of pixels, uint8 with shape (B, C, H, W), as float16.
+        save: Writes to a path what decodes them.
+        stamp: Changes when that does.
+        keep: How many images of a split, from the first in the order of its shards, keep their pixels too.
+    """
+
+    shape: tuple[int, int, int]
+    encode: Callable[[Tensor], Tensor]
+    save: Callable[[Path], None]
+    stamp: str
+    keep: int
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set.
 
@@ -76,6 +96,7 @@ class Source:
         train: Images to learn from.
         test: Images to measure on.
         notes: How the images were made from the files, one sentence.
+        latents: What is stored in the place of the images; None for the images themselves.
     """
 
     name: str
@@ -84,9 +105,10 @@ class Source:
     train: Examples
     test: Examples
     notes: str
+    latents: Latents | None = None
 
 
-def with_validation(source: Source, share: float, seed: int) -> Source:
+def with_validation(source: Source, share: float, seed: int, key: str = "data") -> Source:
     """Measures on a share of the training images; the test images are left out entirely.
 
     For choosing settings, so that the test images stay unseen until the final figures. The choice is
@@ -96,6 +118,7 @@ def with_validation(source: Source, share: float, seed: int) -> Source:
         source: The data set.
         share: Of the training images to measure on, between 0 and 1.
         seed: Seed of the choice.
+        key: The section's, for messages.
 
     Raises:
         InputError: There are too few training images.
@@ -104,7 +127,7 @@ def with_validation(source: Source, share: float, seed: int) -> Source:
     strata = torch.zeros(len(examples), dtype=torch.long) if examples.labels is None else examples.labels
     train, validation = stratified_split(strata, share, seed, VALIDATION)
     if len(validation) == 0:
-        raise InputError(f"data.validation is {share}, but {source.name} has {len(examples)} training images to share")
+        raise InputError(f"{key}.validation is {share}, but {source.name} has {len(examples)} training images to share")
     notes = f"{source.notes}; the split test holds a share of {share} of the training images, and no test image"
     return replace(source, train=examples.subset(train), test=examples.subset(validation), notes=notes)
 

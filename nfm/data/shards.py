@@ -1,7 +1,9 @@
-"""Images on disk: pre-shuffled raw uint8 shards, their labels and a manifest.
+"""Images or latents on disk: pre-shuffled raw shards, their labels and a manifest.
 
 A split is a folder with `images-00000.u8` and so on, the images one after the other, each in the
-order (C, H, W); `labels.i64`, little-endian, unless there are no labels; and `manifest.json`.
+order (C, H, W); `labels.i64`, little-endian, unless there are no labels; and `manifest.json`. Of latents
+there are `latents-00000.f16` and so on, `autoencoder.safetensors`, which decodes them, and the pixels of
+the first images only.
 """
 
 from dataclasses import dataclass
@@ -42,14 +44,15 @@ def from_uint8(pixels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one split, read from disk as they are asked for.
+    """The images of one split, or their latents, read from disk as they are asked for.
 
     Attributes:
         dataset: Name of the data set.
-        shape: Of an image, (C, H, W).
+        shape: Of an image or a latent, (C, H, W).
         classes: Names in the order of the labels; empty without labels.
         count: Number of images.
         notes: How the images were made.
+        autoencoder: The file that decodes latents; None for images.
     """
 
     dataset: str
@@ -57,8 +60,10 @@ class Split:
     classes: tuple[str, ...]
     count: int
     notes: str
-    _pixels: Rows
+    _values: Rows
     _labels: Tensor | None
+    autoencoder: Path | None = None
+    _visible: "Split | None" = None
 
     @staticmethod
     def open(folder: Path, verify: bool = False) -> "Split":
@@ -72,32 +77,46 @@ class Split:
             InputError: The folder is none of ours, or a file of it is missing or damaged.
         """
         manifest = _read_manifest(folder)
-        shape = tuple(manifest["shape"])
-        pixels = open_rows(folder, manifest["shards"], np.uint8, shape, verify=verify, again=AGAIN)
         labels = None
         if manifest["labels"] is not None:
             values = np.fromfile(checked(folder, manifest["labels"], verify, AGAIN), "<i8")
             labels = torch.from_numpy(values.astype(np.int64))
-        return Split(
-            dataset=manifest["dataset"],
-            shape=shape,
-            classes=tuple(manifest["classes"]),
-            count=len(pixels),
-            notes=manifest["notes"],
-            _pixels=pixels,
-            _labels=labels,
-        )
+
+        def split(part: dict[str, Any], dtype: Any, **latents: Any) -> Split:
+            shape = tuple(part["shape"])
+            values = open_rows(folder, part["shards"], dtype, shape, verify=verify, again=AGAIN)
+            return Split(
+                dataset=manifest["dataset"],
+                shape=shape,
+                classes=tuple(manifest["classes"]),
+                count=len(values),
+                notes=manifest["notes"],
+                _values=values,
+                _labels=None if labels is None else labels[: len(values)],
+                **latents,
+            )
+
+        if "autoencoder" not in manifest:
+            return split(manifest, np.uint8)
+        decoder = checked(folder, manifest["autoencoder"], verify, AGAIN)
+        return split(manifest, np.float16, autoencoder=decoder, _visible=split(manifest["pixels"], np.uint8))
 
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def visible(self) -> "Split":
+        """The images as pixels: this split, or of latents the first images, whose pixels were kept."""
+        return self if self._visible is None else self._visible
+
     def raw(self, index: Tensor) -> Tensor:
-        """Returns pixels as uint8, with shape (B, C, H, W), for row numbers with shape (B,)."""
-        return torch.from_numpy(self._pixels.take(index.cpu().numpy()))
+        """Returns values as stored, with shape (B, C, H, W), for row numbers (B,): uint8 pixels, float16 latents."""
+        return torch.from_numpy(self._values.take(index.cpu().numpy()))
 
     def images(self, index: Tensor) -> Tensor:
-        """Returns images as float32 on [-1, 1], with shape (B, C, H, W), for row numbers (B,)."""
-        return from_uint8(self.raw(index))
+        """Returns images on [-1, 1], or latents, as float32 with shape (B, C, H, W), for row numbers (B,)."""
+        values = self.raw(index)
+        return from_uint8(values) if values.dtype == torch.uint8 else values.float()
 
     def labels(self, index: Tensor) -> Tensor | None:
         """Returns classes as int64, with shape (B,), for row numbers (B,); None without labels."""

@@ -100,7 +100,16 @@ def cifar10(archive: Path, md5: str = MD5) -> Source:
     )
 
 
-def folder(path: Path, name: str, size: int, channels: int, filter: str, test_fraction: float, seed: int) -> Source:
+def folder(
+    path: Path,
+    name: str,
+    size: int,
+    channels: int,
+    filter: str,
+    test_fraction: float,
+    seed: int,
+    key: str = "data",
+) -> Source:
     """Reads a folder with one sub-folder of images per class, or with tar shards (see `list_tars`).
 
     Images are cut to their central square and resized; the split is stratified. A single
@@ -114,13 +123,14 @@ def folder(path: Path, name: str, size: int, channels: int, filter: str, test_fr
         filter: PIL's resampling filter: "box", "bilinear", "bicubic" or "lanczos".
         test_fraction: Share of the images to test on.
         seed: Seed of the split.
+        key: The section's, for messages.
 
     Raises:
         InputError: There is no class, a class has fewer than two images (one to train on, one to
             test on), or, once read, an image cannot be used.
     """
     _check(channels, filter)
-    files = _list(path, "data.folder", minimum=2)
+    files = _list(path, f"{key}.folder", minimum=2)
     examples = files.examples(size, channels, filter)
     train, test = stratified_split(files.label, test_fraction, seed)
     return Source(
@@ -133,7 +143,7 @@ def folder(path: Path, name: str, size: int, channels: int, filter: str, test_fr
     )
 
 
-def imagenet(train: Path, test: Path, size: int, filter: str) -> Source:
+def imagenet(train: Path, test: Path, size: int, filter: str, key: str = "data") -> Source:
     """Reads ImageNet from two folders, each with class sub-folders or tar shards, in colour.
 
     The central square is resized in one step by PIL's filter; with "box" a pixel is the mean over
@@ -145,6 +155,7 @@ def imagenet(train: Path, test: Path, size: int, filter: str) -> Source:
         test: Folder of the images to measure on, of the same classes.
         size: Height and width wanted, pixels.
         filter: PIL's resampling filter: "box", "bilinear", "bicubic" or "lanczos".
+        key: The section's, for messages.
 
     Raises:
         InputError: A folder holds no image or no class, a class of it holds no image, the test
@@ -156,8 +167,8 @@ def imagenet(train: Path, test: Path, size: int, filter: str) -> Source:
         https://arxiv.org/abs/2105.05233
     """
     _check(3, filter)
-    learn, measure = _list(train, "data.train", minimum=1), _list(test, "data.test", minimum=1)
-    label = _labels_by(learn, measure, test)
+    learn, measure = _list(train, f"{key}.train", minimum=1), _list(test, f"{key}.test", minimum=1)
+    label = _labels_by(learn, measure, test, key)
     examples = measure.examples(size, 3, filter, cmyk=True)
     area = " (the mean over the area of each pixel)" if filter == "box" else ""
     return Source(
@@ -181,14 +192,14 @@ def _list(path: Path, key: str, minimum: int) -> Files:
     return list_folder(path, minimum)
 
 
-def _labels_by(learn: Files, measure: Files, test: Path) -> Tensor | None:
+def _labels_by(learn: Files, measure: Files, test: Path, key: str) -> Tensor | None:
     """Returns the labels of the test images in the order of the training images' classes."""
     if len(learn.classes) == len(measure.classes) == 1:
         return None
     unknown = [name for name in measure.classes if name not in learn.classes]
     if unknown or len(learn.classes) == 1:
         raise InputError(
-            f"data.test is {test}, whose class {(unknown or measure.classes)[0]!r} is none of data.train's; "
+            f"{key}.test is {test}, whose class {(unknown or measure.classes)[0]!r} is none of {key}.train's; "
             "give both the same classes"
         )
     return torch.tensor([learn.classes.index(name) for name in measure.classes])[measure.label]

@@ -9,7 +9,8 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ import torch
 from torch import Tensor
 
 from nfm.artifacts import atomic_path, read_json, sha256, write_json
-from nfm.data.examples import Examples, Source
+from nfm.data.examples import Examples, Latents, Source
 from nfm.data.shards import FORMAT
 from nfm.data.space import require_space
 from nfm.random import generator_for
+from nfm.store import entry_of
 
 SHARD_BYTES = 256 * 2**20
 PROGRESS = "progress.json"
+SUFFIXES = {torch.uint8: "u8", torch.float16: "f16"}
 
 Say = Callable[[str], None]
 
@@ -57,10 +60,7 @@ def write_splits(
         InputError: The disk is too small or full, or an image cannot be used.
     """
     splits = {"train": source.train, "test": source.test}
-    drafts = [
-        _Draft(folder / name, source, examples, seed, f"{key} {source.shape}", shard_bytes)
-        for name, examples in splits.items()
-    ]
+    drafts = [_Draft(folder / name, source, examples, seed, key, shard_bytes) for name, examples in splits.items()]
     shape = "x".join(map(str, source.shape))
     what = f"{len(source.train):,} images to train on and {len(source.test):,} to measure on, {shape}"
     say(require_space(folder, sum(draft.missing for draft in drafts), what))
@@ -68,6 +68,29 @@ def write_splits(
         draft.fill(say)
     for draft in drafts:
         draft.publish()
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A file to be written.
+
+    Attributes:
+        rows: Of the images in it.
+        shape: Of the whole, (N, *row).
+        dtype: Of a value.
+        encode: From pixels to what is stored.
+        key: Changes when what is to be written does.
+    """
+
+    rows: Tensor
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    encode: Callable[[Tensor], Tensor]
+    key: str
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class _Draft:
@@ -82,55 +105,82 @@ class _Draft:
         self._folder, self._source, self._examples, self._seed = folder, source, examples, seed
         self._partial = folder.parent / f".{folder.name}.partial"
         self._order = torch.randperm(len(examples), generator=generator_for(seed))
-        self._image = math.prod(source.shape)  # bytes
-        self._rows = {
-            f"images-{number:05}.u8": rows for number, rows in enumerate(self._order.split(max(1, size // self._image)))
-        }
-        self._keys = {file: _key(key, examples.stamps[rows]) for file, rows in self._rows.items()}
+        latents, self._key, self._size = source.latents, key, size
+        if latents is None:
+            self._data, self._pixels = self._shards("images", self._order, source.shape), {}
+        else:
+            self._data = self._shards("latents", self._order, latents.shape, latents)
+            self._pixels = self._shards("images", self._order[: latents.keep], source.shape)
+        self._all = self._data | self._pixels
         self._finished = self._kept()
         labels = 0 if examples.labels is None else 8 * len(examples)
-        self.missing = labels + self._image * sum(len(self._rows[file]) for file in self._left())
+        self.missing = labels + sum(self._all[file].bytes for file in self._left())
 
     def fill(self, say: Say) -> None:
         """Writes what is missing; the split is then whole, but not yet in its place."""
         self._clean()
         left, start, count = self._left(), time.monotonic(), 0
         for number, file in enumerate(left, start=1):
-            rows = self._rows[file]
-            entry = _write(self._partial / file, self._examples.read(rows), (len(rows), *self._source.shape))
-            self._finished[file] = entry | {"count": len(rows), "key": self._keys[file]}
+            shard = self._all[file]
+            entry = _write(self._partial / file, map(shard.encode, self._examples.read(shard.rows)), shard)
+            self._finished[file] = entry | {"count": len(shard.rows), "key": shard.key}
             write_json(self._partial / PROGRESS, self._finished)
-            count += len(rows)
+            count += len(shard.rows)
             if len(left) > 1:
                 speed = count / max(time.monotonic() - start, 1e-9)
                 say(f"{self._folder.name}: shard {number} of {len(left)}, {speed:,.0f} images/s")
 
     def publish(self) -> None:
-        """Writes labels and manifest, and puts the split in its place."""
+        """Writes labels, what decodes latents, and the manifest, and puts the split in its place."""
         source, labels = self._source, self._examples.labels
         manifest = {
             "format": FORMAT,
             "dataset": source.name,
-            "shape": list(source.shape),
+            "shape": list(source.shape if source.latents is None else source.latents.shape),
             "classes": list(source.classes),
             "count": len(self._order),
             "count_per_class": _count_per_class(labels, source.classes),
             "notes": source.notes,
             "seed": self._seed,
-            "shards": [{k: v for k, v in self._finished[file].items() if k != "key"} for file in self._rows],
+            "shards": self._entries(self._data),
             "labels": None,
         }
+        if source.latents is not None:
+            path = self._partial / "autoencoder.safetensors"
+            source.latents.save(path)
+            manifest["autoencoder"] = entry_of(path)
+            manifest["pixels"] = {"shape": list(source.shape), "shards": self._entries(self._pixels)}
         if labels is not None:
             ordered = labels[self._order]
-            content = torch.frombuffer(bytearray(ordered.numpy().astype("<i8").tobytes()), dtype=torch.uint8)
-            manifest["labels"] = _write(self._partial / "labels.i64", iter([content]), content.shape)
+            path = self._partial / "labels.i64"
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(ordered.numpy().astype("<i8").tobytes())
+            manifest["labels"] = entry_of(path)
         write_json(self._partial / "manifest.json", manifest)
         (self._partial / PROGRESS).unlink()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._partial.rename(self._folder)
 
+    def _shards(
+        self, name: str, order: Tensor, shape: tuple[int, ...], latents: Latents | None = None
+    ) -> dict[str, _Shard]:
+        """Divides rows among files."""
+        dtype, encode, key = torch.uint8, _as_they_are, f"{self._key} {shape}"
+        if latents is not None:
+            dtype, encode, key = torch.float16, latents.encode, f"{key} {latents.stamp}"
+        each = math.prod(shape) * dtype.itemsize
+        return {
+            f"{name}-{number:05}.{SUFFIXES[dtype]}": _Shard(
+                rows, (len(rows), *shape), dtype, encode, _key(key, self._examples.stamps[rows])
+            )
+            for number, rows in enumerate(order.split(max(1, self._size // each)))
+        }
+
+    def _entries(self, shards: Iterable[str]) -> list[dict[str, Any]]:
+        return [{k: v for k, v in self._finished[file].items() if k != "key"} for file in shards]
+
     def _left(self) -> list[str]:
-        return [file for file in self._rows if file not in self._finished]
+        return [file for file in self._all if file not in self._finished]
 
     def _kept(self) -> dict[str, dict[str, Any]]:
         """Returns the entries of the finished shards that are still right, by file."""
@@ -140,7 +190,8 @@ class _Draft:
         return {
             file: entry
             for file, entry in read_json(progress).items()
-            if entry["key"] == self._keys.get(file)
+            if file in self._all
+            and entry["key"] == self._all[file].key
             and (self._partial / file).is_file()
             and sha256(self._partial / file) == entry["sha256"]
         }
@@ -173,20 +224,26 @@ def _key(key: str, stamps: Tensor) -> str:
     return hashlib.sha256(key.encode() + stamps.numpy().tobytes()).hexdigest()
 
 
-def _write(path: Path, blocks: Iterator[Tensor], shape: tuple[int, ...]) -> dict[str, Any]:
-    """Writes blocks of bytes that together have a shape; returns the lines for the manifest."""
+def _as_they_are(pixels: Tensor) -> Tensor:
+    return pixels
+
+
+def _write(path: Path, blocks: Iterator[Tensor], shard: _Shard) -> dict[str, Any]:
+    """Writes blocks that together are a shard; returns the lines for the manifest."""
     digest, rows = hashlib.sha256(), 0
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         for block in blocks:
-            if block.dtype != torch.uint8 or block.shape[1:] != shape[1:]:
-                raise ValueError(f"images are {block.dtype} of shape {tuple(block.shape)}, expected uint8 of {shape}")
-            content = block.contiguous().numpy().data
+            if block.dtype != shard.dtype or block.shape[1:] != shard.shape[1:]:
+                raise ValueError(
+                    f"images are {block.dtype} of shape {tuple(block.shape)}, expected {shard.dtype} of {shard.shape}"
+                )
+            content = block.contiguous().numpy().tobytes()
             digest.update(content)
             file.write(content)
             rows += len(block)
-    if rows != shape[0]:
-        raise ValueError(f"{rows} images were read, expected {shape[0]}")
-    return {"file": path.name, "bytes": math.prod(shape), "sha256": digest.hexdigest()}
+    if rows != len(shard.rows):
+        raise ValueError(f"{rows} images were read, expected {len(shard.rows)}")
+    return {"file": path.name, "bytes": shard.bytes, "sha256": digest.hexdigest()}
 
 
 def _count_per_class(labels: Tensor | None, classes: tuple[str, ...]) -> dict[str, int]:

@@ -16,16 +16,20 @@ class Size:
     """A data set's size.
 
     Attributes:
-        shape: Of an image, (C, H, W).
+        shape: Of what the models learn, an image or a latent, (C, H, W).
         classes: Their number, 0 for none.
         train: Images to train on, their mirror images among them.
         test: Images to measure on.
+        pixels: Shape of an image.
+        keep: Images of each split whose pixels are stored; None for all, and no latents.
     """
 
     shape: Shape
     classes: int
     train: int
     test: int
+    pixels: Shape
+    keep: int | None = None
 
     @property
     def dimensions(self) -> int:

@@ -16,7 +16,7 @@ from nfm.build.solve import make_solver
 from nfm.build.student import load_student
 from nfm.build.teacher import TrainedTeacher, load_teacher
 from nfm.config import Evaluate, Params
-from nfm.data.shards import Split, to_uint8
+from nfm.data.shards import Split
 from nfm.metrics.transport import curvature, trajectory
 from nfm.random import generator_for
 from nfm.solve.draws import Draws
@@ -43,14 +43,14 @@ def evaluate_student(root: Path, params: Params, coupling: str, seed: int) -> No
     with _evaluation(f"evaluate@{item}", root, params, [weights], tags) as (run, measure):
         student = load_student(weights, run.device)
         model = student.model
-        check_shape(weights, model.shape, measure.test.shape)
+        check_shape(weights, model.shape, measure.test.learnt)
         draws = _draws(section, measure.test, bool(model.classes), run.device)
         metrics: dict[str, Any] = {"yardstick": measure.yardstick}
         kept: dict[str, Tensor] = {}
         for solver, nfe in [("euler", 1)] if student.one_step else _settings(section):
             tally = measure.tally(draws.shown(SHOWN))
             for noise, label in draws.parts(params.run.sample_batch):
-                tally.add(_samples(model, noise, label, (solver, nfe), params), label)
+                tally.add(measure.pixels(_samples(model, noise, label, (solver, nfe), params)), label)
             figures = tally.figures()
             for name, value in figures.items():
                 metrics.setdefault(measure.names.get(name, name), {})[f"{solver}-{nfe}"] = value
@@ -72,8 +72,8 @@ def evaluate_teacher(root: Path, params: Params, seed: int) -> None:
     inputs = [weights, data / "manifest.json"]
     with _evaluation(f"evaluate-teacher@{seed}", root, params, inputs, {"seed": seed}) as (run, measure):
         teacher = load_teacher(weights, run.device)
-        for images in (test.shape, measure.test.shape):
-            check_shape(weights, teacher.model.shape, images)
+        for learnt in (test.shape, measure.test.learnt):
+            check_shape(weights, teacher.model.shape, learnt)
         draws = _draws(params.evaluate, measure.test, teacher.conditional, run.device)
         tallies, seconds = _teacher_tallies(teacher, draws, measure, params.run.sample_batch)
         figures = {name: tally.figures() for name, tally in tallies.items()}
@@ -108,7 +108,7 @@ def _evaluation(
 
 def _draws(section: Evaluate, test: Reference, conditional: bool, device: torch.device) -> Draws:
     """Returns what all couplings and seeds share: noise, and labels as frequent as in the test set."""
-    return Draws(section.samples, test.shape, section.seed, test.labels if conditional else None, device)
+    return Draws(section.samples, test.learnt, section.seed, test.labels if conditional else None, device)
 
 
 def _settings(section: Evaluate) -> list[Setting]:
@@ -116,7 +116,7 @@ def _settings(section: Evaluate) -> list[Setting]:
 
 
 def _samples(model: SiT, noise: Tensor, label: Tensor | None, setting: Setting, params: Params) -> Tensor:
-    """Returns the student's samples as pixels; the evaluations that it took are the NFE asked for."""
+    """Returns the student's samples; the evaluations that it took are the NFE asked for."""
     name, nfe = setting
     solver = make_solver(name)
     solution = sample(
@@ -128,7 +128,7 @@ def _samples(model: SiT, noise: Tensor, label: Tensor | None, setting: Setting, 
         params.run.sample_batch,
     )
     assert solution.nfe == nfe
-    return to_uint8(solution.x).cpu()
+    return solution.x
 
 
 def _curvature(model: SiT, noise: Tensor, label: Tensor | None, section: Evaluate) -> float:
@@ -167,7 +167,7 @@ def _teacher_tallies(
         start = time.perf_counter()
         raw = sample_teacher(teacher.model, noise, label)
         clean = denoise(teacher.model, raw, label, teacher.noise_std)
-        images = {"raw": to_uint8(raw).cpu(), "denoised": to_uint8(clean).cpu()}
+        images = {"raw": measure.pixels(raw), "denoised": measure.pixels(clean)}
         seconds += time.perf_counter() - start
         for name, tally in tallies.items():
             tally.add(images[name], label)

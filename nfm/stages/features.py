@@ -21,6 +21,7 @@ def features(root: Path, params: Params) -> None:
     section = params.features
     train_data, test_data = (root / "artifacts" / "data" / name for name in ("train", "test"))
     split, test = Split.open(train_data, verify=True), Split.open(test_data, verify=True)
+    split, test = split.visible, test.visible
     arguments = features_arguments(section, split.shape, len(split.classes))
     with stage_run(
         "features",

@@ -1,10 +1,10 @@
-"""prepare: data set to shuffled uint8 shards with a manifest."""
+"""prepare: data set to shuffled shards of pixels or latents with a manifest."""
 
 import sys
 from pathlib import Path
 
-from nfm.build.data import make_source
-from nfm.config import Params
+from nfm.build.data import image_section, make_source, with_latents
+from nfm.config import LatentsData, Params
 from nfm.data.writing import write_splits
 from nfm.stages.run import stage_run
 
@@ -15,7 +15,10 @@ def prepare(root: Path, params: Params) -> None:
         if not run.main:
             return
         source = make_source(params.data, root, _say)
-        write_splits(root / "artifacts" / "data", source, seed=params.data.seed, key=run.key, say=_say)
+        if isinstance(params.data, LatentsData):
+            source = with_latents(source, params.data, root, run.device)
+        seed = image_section(params.data).seed
+        write_splits(root / "artifacts" / "data", source, seed=seed, key=run.key, say=_say)
         counts = {"train": len(source.train), "test": len(source.test)}
         run.write_metrics("prepare", counts | {"classes": len(source.classes)})
 

@@ -1,8 +1,10 @@
 """reference: the train and the test images, measured once for all samples that are held against them."""
 
+import shutil
 from pathlib import Path
 
-from nfm.build.measure import SPLITS, features_path, load_ruler, measure_split, reference_path, save_reference
+from nfm.artifacts import atomic_path
+from nfm.build.measure import SPLITS, autoencoder_path, features_path, load_ruler, measure_split, reference_path, save_reference
 from nfm.config import Params
 from nfm.data.shards import Split
 from nfm.errors import InputError
@@ -19,15 +21,18 @@ LEAST = 4  # images, so that each has a third nearest neighbour
 
 
 def reference(root: Path, params: Params) -> None:
-    """Writes artifacts/reference/train.safetensors and test.safetensors, and the floor of FD: train against test."""
+    """Writes artifacts/reference/train.safetensors and test.safetensors, and the floor of FD: train against test.
+
+    Beside them lies what decodes latents to images, where the data set is of latents: whatever measures samples needs it.
+    """
     section = params.evaluate.inception
     folders = {split: root / "artifacts" / "data" / split for split in SPLITS}
     splits = {split: Split.open(folder, verify=True) for split, folder in folders.items()}
     for split, images in splits.items():
-        if len(images) < LEAST:
+        if len(images.visible) < LEAST:
             raise InputError(
-                f"{folders[split]} holds {len(images)} images, expected at least {LEAST} to measure samples against; "
-                "add images, or change data.test_fraction"
+                f"{folders[split]} holds {len(images.visible)} images, expected at least {LEAST} to measure samples "
+                "against; add images, or change data.test_fraction"
             )
     with stage_run(
         "reference",
@@ -40,12 +45,15 @@ def reference(root: Path, params: Params) -> None:
             return
         if section is None:
             print(NO_FID)
-        ruler = load_ruler(section, root, splits["test"].shape, run.device)
+        ruler = load_ruler(section, root, splits["test"].visible.shape, run.device)
         measured = {split: measure_split(ruler, images) for split, images in splits.items()}
         yardstick = shared_yardstick({str(folders[split]): r.yardstick for split, r in measured.items()})
         train, test = (measured[split].statistics for split in SPLITS)
         for split, found in measured.items():
             save_reference(reference_path(root, split), found)
+        if (source := splits["test"].autoencoder) is not None:
+            with atomic_path(autoencoder_path(root)) as temporary:
+                shutil.copyfile(source, temporary)
         run.write_metrics(
             "reference",
             {
