@@ -118,6 +118,11 @@ def _notes(params: Params, size: Size, networks: Networks) -> list[str]:
         "Hours are of arithmetic at the stated share of the peak, of memory or of launches, whichever is longest; what "
         "runs on the host is not in them: reading images, moments, two-sample tests, distances of features, figures.",
     ]
+    if size.kept:
+        notes.append(
+            f"The autoencoder encodes {size.train + size.test:,} images in prepare and decodes every sample that is "
+            "measured: neither that nor its file is in the tables."
+        )
     whole = 4 * size.train * size.dimensions
     names = [name for name, section in params.coupling.items() if isinstance(section, SemidiscreteOTCoupling)]
     if names and whole > 1e9:

@@ -42,7 +42,7 @@ from nfm.figures import draw_card, sample_grid
 from nfm.metrics.features import FEATURES, classifier_loss, rotation_loss
 from nfm.metrics.fidelity import classifier_extractor, extract, fidelity, frechet
 from nfm.metrics.statistics import KEPT, Accumulator, Statistics
-from nfm.plan.size import Size
+from nfm.plan.size import Shape, Size
 from nfm.random import generator_for
 from nfm.solve.sample import initial_noise
 from nfm.stages.evaluate import SHOWN
@@ -81,9 +81,10 @@ class Bench:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.params, self.size, self.device, self.seconds, self.clock = params, size, device, seconds, clock
-        self.folder, self.split = folder, _random_split(size, folder / "data")
+        self.folder, self.split = folder, _random_split(size, size.shape, folder / "data")
+        self.images = self.split if size.pixels is None else _random_split(size, size.pixels, folder / "images")
         shape, classes = size.shape, size.classes
-        self.features = make_features(features_arguments(params.features, shape, classes)).to(device)
+        self.features = make_features(features_arguments(params.features, size.image, classes)).to(device)
         self.teacher = make_teacher(teacher_arguments(params.teacher, shape, classes)).to(device)
         self.frozen = copy.deepcopy(self.teacher).eval().requires_grad_(False)
         self.student = make_student(student_arguments(params.student, shape, classes)).to(device)
@@ -102,12 +103,12 @@ class Bench:
         params = self.params
         match kind:
             case "features.update":
-                return self._update(self.features, self._features_loss, params.features.train)
+                return self._update(self.features, self._features_loss, params.features.train, self.images)
             case "teacher.update":
-                return self._update(self.teacher, self._teacher_loss, params.teacher.train)
+                return self._update(self.teacher, self._teacher_loss, params.teacher.train, self.split)
             case "student.update":
                 pairs = self._coupling(params.coupling[coupling])
-                return self._update(self.student, self._student_loss(pairs), params.student.train)
+                return self._update(self.student, self._student_loss(pairs), params.student.train, self.split)
         raise ValueError(f"unit is {kind!r}, which cannot be measured")
 
     def _call(self, kind: str, batch: str) -> float:
@@ -126,7 +127,7 @@ class Bench:
         given = label if self.teacher.classes else None
         match kind:
             case "features.forward":
-                extractor, pixels = classifier_extractor(self.features), self.split.raw(torch.arange(len(noise)))
+                extractor, pixels = classifier_extractor(self.features), self.images.raw(torch.arange(len(noise)))
                 return self._repeated(lambda: Accumulator().add(extract(extractor, pixels)))
             case "teacher.encode":
                 return self._encode(len(noise))
@@ -140,11 +141,11 @@ class Bench:
                 return self._velocity(noise, label)
         raise ValueError(f"unit is {kind!r}, which cannot be measured")
 
-    def _update(self, model: nn.Module, loss: Callable[..., torch.Tensor], section: Train) -> float:
+    def _update(self, model: nn.Module, loss: Callable[..., torch.Tensor], section: Train, split: Split) -> float:
         """Trains for some updates, first a few to see how many, and returns the mean time of one."""
-        few = _training_seconds(self, model, loss, section, 4)
+        few = _training_seconds(self, model, loss, section, split, 4)
         steps = int(max(4, min(400, self.seconds / few)))
-        return _training_seconds(self, model, loss, section, steps)
+        return _training_seconds(self, model, loss, section, split, steps)
 
     def _features_loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         if batch.label is None:
@@ -240,7 +241,7 @@ class Bench:
 
     def _picture(self) -> float:
         settings = len(self.params.evaluate.euler) + len(self.params.evaluate.heun)
-        shown = torch.randint(256, (settings, SHOWN, *self.split.shape), dtype=torch.uint8)
+        shown = torch.randint(256, (settings, SHOWN, *self.size.image), dtype=torch.uint8)
         names = [f"euler-{nfe}" for nfe in range(settings)]
         return self._repeated(lambda: sample_grid(shown, names, [], self.folder / "samples.png"))
 
@@ -281,15 +282,15 @@ class Bench:
 
 
 def _training_seconds(
-    bench: Bench, model: nn.Module, loss: Callable[..., torch.Tensor], section: Train, steps: int
+    bench: Bench, model: nn.Module, loss: Callable[..., torch.Tensor], section: Train, split: Split, steps: int
 ) -> float:
     """Returns the mean seconds of an update of the real loop, the first half not counted."""
     times: list[float] = []
     plan = replace(make_plan(section, bench.params.run), steps=2 * steps, checkpoint_every=0, log_every=steps, warmup=0)
     train(
         model,
-        lambda model, index, generator: loss(model, read_batch(bench.split, index, bench.device), generator),
-        count=len(bench.split),
+        lambda model, index, generator: loss(model, read_batch(split, index, bench.device), generator),
+        count=len(split),
         plan=plan,
         seed=0,
         folder=None,
@@ -300,10 +301,10 @@ def _training_seconds(
     return (times[-1] - times[-2]) / steps
 
 
-def _random_split(size: Size, folder: Path) -> Split:
-    images = max(1, min(size.train, MOST_BYTES // size.dimensions))
-    pixels = torch.randint(256, (images, *size.shape), generator=generator_for(0), dtype=torch.uint8)
+def _random_split(size: Size, shape: Shape, folder: Path) -> Split:
+    images = max(1, min(size.train, MOST_BYTES // math.prod(shape)))
+    pixels = torch.randint(256, (images, *shape), generator=generator_for(0), dtype=torch.uint8)
     labels = torch.arange(images) % size.classes if size.classes else None
     names, examples = tuple(map(str, range(size.classes))), Examples.of(pixels, labels)
-    write_splits(folder, Source("random", size.shape, names, examples, examples.subset(torch.arange(1)), ""), seed=0)
+    write_splits(folder, Source("random", shape, names, examples, examples.subset(torch.arange(1)), ""), seed=0)
     return Split.open(folder / "train")

@@ -29,7 +29,7 @@ def make_networks(params: Params, size: Size) -> Networks:
         InputError: A section does not fit the data set.
     """
     shape, classes = size.shape, size.classes
-    features = features_arguments(params.features, shape, classes)
+    features = features_arguments(params.features, size.image, classes)
     teacher = teacher_arguments(params.teacher, shape, classes)
     student = student_arguments(params.student, shape, classes)
     return Networks(

@@ -1,11 +1,11 @@
 """How large a data set is, from its section, without reading an image."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nfm.build.data import make_source
-from nfm.config import Cifar10Data, DataSection, DigitsData, FolderData, ImagenetData, MnistData
+from nfm.build.data import ImageSection, make_source
+from nfm.config import Cifar10Data, DataSection, DigitsData, FolderData, ImagenetData, LatentsData, MnistData
 from nfm.errors import InputError
 
 Shape = tuple[int, int, int]
@@ -20,21 +20,30 @@ class Size:
         classes: Their number, 0 for none.
         train: Images to train on, their mirror images among them.
         test: Images to measure on.
-        pixels: Shape of an image.
-        keep: Images of each split whose pixels are stored; None for all, and no latents.
+        kept: Of latents, how many images of each split keep their pixels, at most; 0 for images.
+        pixels: Of latents, the shape of an image.
     """
 
     shape: Shape
     classes: int
     train: int
     test: int
-    pixels: Shape
-    keep: int | None = None
+    kept: int = 0
+    pixels: Shape | None = None
 
     @property
     def dimensions(self) -> int:
-        """Numbers per image."""
+        """Numbers per image or latent."""
         return math.prod(self.shape)
+
+    @property
+    def image(self) -> Shape:
+        """Shape of what samples are measured as."""
+        return self.pixels or self.shape
+
+    def visible(self, images: int) -> int:
+        """Returns how many images of a split there are as pixels."""
+        return min(images, self.kept) if self.kept else images
 
 
 def data_size(section: DataSection, root: Path, images: int | None, classes: int | None) -> Size:
@@ -50,6 +59,8 @@ def data_size(section: DataSection, root: Path, images: int | None, classes: int
     Raises:
         InputError: It is a folder that is not there, and no number of images is given.
     """
+    if isinstance(section, LatentsData):
+        return _encoded(data_size(section.images, root, images, classes), section)
     if isinstance(section, FolderData) and images is None:
         return _listed(section, root, classes)
     shape, train, test, known = _published(section, images)
@@ -61,7 +72,12 @@ def data_size(section: DataSection, root: Path, images: int | None, classes: int
     return Size(shape, known if classes is None else classes, train, test)
 
 
-def _published(section: DataSection, images: int | None) -> tuple[Shape, int, int, int]:
+def _encoded(size: Size, section: LatentsData) -> Size:
+    height, width = (side // section.factor for side in size.shape[1:])
+    return replace(size, shape=(section.channels, height, width), kept=section.keep, pixels=size.shape)
+
+
+def _published(section: ImageSection, images: int | None) -> tuple[Shape, int, int, int]:
     """Returns shape, training images, test images and classes."""
     match section:
         case DigitsData():

@@ -1,5 +1,6 @@
 """Bytes of what the stages write, and whether the teacher's draws should be stored."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,13 +60,15 @@ def artifacts(params: Params, size: Size, networks: Networks) -> list[Artifact]:
     students = seeds * len(params.couplings)
     features, teacher, student = map(count.weight_bytes, (networks.features, networks.teacher, networks.student))
     settings = len(params.evaluate.euler) + len(params.evaluate.heun)
-    shown = min(SHOWN, size.classes or SHOWN) * size.dimensions
+    shown = min(SHOWN, size.classes or SHOWN) * math.prod(size.image)
     found = [
-        Artifact("artifacts/data/train", size.train * (size.dimensions + labels), 1),
-        Artifact("artifacts/data/test", size.test * (size.dimensions + labels), 1),
+        *(
+            Artifact(f"artifacts/data/{split}", _data(size, images, labels), 1)
+            for split, images in (("train", size.train), ("test", size.test))
+        ),
         Artifact("artifacts/features/features.safetensors", features, 1),
         *(
-            Artifact(f"artifacts/reference/{split}.safetensors", _reference(params, images, labels), 1)
+            Artifact(f"artifacts/reference/{split}.safetensors", _reference(params, size.visible(images), labels), 1)
             for split, images in (("train", size.train), ("test", size.test))
         ),
         Artifact("artifacts/teacher/S/teacher.safetensors", teacher, seeds),
@@ -90,6 +93,12 @@ def artifacts(params: Params, size: Size, networks: Networks) -> list[Artifact]:
         Artifact(".checkpoints/student@C-S", 4 * student, 1, kept=False),
     ]
     return found
+
+
+def _data(size: Size, images: int, labels: int) -> int:
+    """Returns the bytes of a split; the autoencoder, whose size the params do not tell, is not among them."""
+    pixels = math.prod(size.image) * size.visible(images)
+    return labels * images + pixels + (HALF * size.dimensions * images if size.kept else 0)
 
 
 def _reference(params: Params, images: int, labels: int) -> int:

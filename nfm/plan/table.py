@@ -20,6 +20,8 @@ def as_text(found: Forecast, gpu_name: str, gpu: Gpu, utilisation: float, measur
     """
     size = found.size
     shape = "x".join(map(str, size.shape))
+    if size.pixels is not None:
+        shape = f"{shape} latents of {'x'.join(map(str, size.pixels))} pixels"
     parts = [
         f"{size.train:,} images to train on and {size.test:,} to measure on, {shape}, {size.classes} classes",
         "parameters: " + ", ".join(f"{name} {scaled(number)}" for name, number in found.parameters.items()),

@@ -105,13 +105,13 @@ def stages(params: Params, size: Size, networks: Networks) -> list[Stage]:
 
 def _features(params: Params, size: Size, networks: Networks) -> Iterator[Work]:
     train, classifier = params.features.train, networks.features
-    step, forward = count.classifier_step_cost(classifier, size.shape), count.classify_cost(classifier, size.shape)
+    step, forward = count.classifier_step_cost(classifier, size.image), count.classify_cost(classifier, size.image)
     yield _updates("features.update", train, params, {train.precision: step})
-    yield _calls("features.forward", BATCH, size.test if size.classes else TURNS * size.test, forward)
+    yield _calls("features.forward", BATCH, (1 if size.classes else TURNS) * size.visible(size.test), forward)
 
 
 def _reference(params: Params, size: Size, networks: Networks) -> Iterator[Work]:
-    yield _extraction(params, size, networks, size.train + size.test)
+    yield _extraction(params, size, networks, size.visible(size.train) + size.visible(size.test))
 
 
 def _teacher(params: Params, networks: Networks) -> Work:
@@ -189,7 +189,7 @@ def _fidelity(params: Params, size: Size, networks: Networks, sets: int, *, labe
     samples = sets * params.evaluate.samples
     yield _extraction(params, size, networks, samples)
     if labelled:
-        yield _calls("features.forward", BATCH, samples, count.classify_cost(networks.features, size.shape))
+        yield _calls("features.forward", BATCH, samples, count.classify_cost(networks.features, size.image))
     yield Work("fidelity/samples", sets, {})
     yield Work("picture", 1, {})
 
@@ -198,7 +198,7 @@ def _extraction(params: Params, size: Size, networks: Networks, images: int) -> 
     """Computes the features that distances are measured on."""
     if params.evaluate.inception is not None:
         return _calls("inception.forward", BATCH, images, INCEPTION)
-    return _calls("features.forward", BATCH, images, count.features_cost(networks.features, size.shape))
+    return _calls("features.forward", BATCH, images, count.features_cost(networks.features, size.image))
 
 
 def _updates(unit: str, train: Train, params: Params, costs: Mapping[str, Cost]) -> Work:

@@ -66,8 +66,12 @@ def smoke(mapping: dict[str, Any]) -> dict[str, Any]:
             section["draws"] = min(2, section["draws"])
         if "gate" in section:
             section["gate"]["allow"] = True  # two updates make no teacher
-    if small["data"]["kind"] in RESIZED:
-        small["data"]["size"] = _small_image(small)
+    data = small["data"]
+    images, factor = (data["images"], data["factor"]) if data["kind"] == "latents" else (data, 1)
+    if images["kind"] in RESIZED:
+        images["size"] = min(images["size"], factor * _small_side(small))
+    if factor > 1:
+        data["keep"] = min(16, data["keep"])
     evaluate = small["evaluate"]
     evaluate |= {"samples": 10, "euler": evaluate["euler"][:2], "heun": evaluate["heun"][:1], "curvature_steps": 2}
     run = small["run"]
@@ -75,10 +79,10 @@ def smoke(mapping: dict[str, Any]) -> dict[str, Any]:
     return small
 
 
-def _small_image(mapping: dict[str, Any]) -> int:
-    """Returns a size of four tokens a side, or of as many as there are; 8 pixels at least, for the classifier."""
+def _small_side(mapping: dict[str, Any]) -> int:
+    """Returns a side of four tokens; 8 at least, for the classifier."""
     side = math.lcm(*mapping["teacher"]["patch"], *mapping["student"]["patch"])
-    return min(mapping["data"]["size"], side * max(4, math.ceil(8 / side)))
+    return side * max(4, math.ceil(8 / side))
 
 
 def smoke_text(name: str) -> str:

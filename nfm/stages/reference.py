@@ -4,7 +4,15 @@ import shutil
 from pathlib import Path
 
 from nfm.artifacts import atomic_path
-from nfm.build.measure import SPLITS, autoencoder_path, features_path, load_ruler, measure_split, reference_path, save_reference
+from nfm.build.measure import (
+    SPLITS,
+    autoencoder_path,
+    features_path,
+    load_ruler,
+    measure_split,
+    reference_path,
+    save_reference,
+)
 from nfm.config import Params
 from nfm.data.shards import Split
 from nfm.errors import InputError
