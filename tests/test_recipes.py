@@ -28,6 +28,7 @@ from tests.pictures import save
 from tests.test_cifar10 import contents, pack
 from tests.test_cli import nfm
 from tests.test_data import idx_bytes
+from tests.test_latents import make_autoencoder
 
 RECIPES = recipe_names()
 RNG = np.random.default_rng(0)
@@ -62,7 +63,12 @@ def write_imagenet(root, monkeypatch):
                 save(root / "data" / "imagenet" / split / wnid / f"{wnid}_{i}.JPEG", pixels)
 
 
-FILES = {"mnist": write_mnist, "cifar10": write_cifar10, "imagenet": write_imagenet}
+def write_latents(root, monkeypatch):
+    write_imagenet(root, monkeypatch)
+    make_autoencoder(root / "inputs" / "autoencoder", levels=4)
+
+
+FILES = {"mnist": write_mnist, "cifar10": write_cifar10, "imagenet": write_imagenet, "latents": write_latents}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -116,16 +122,20 @@ def test_a_shrunk_recipe_runs_every_stage(name, tmp_path, monkeypatch):
     assert (tmp_path / "results" / "summary.json").is_file()
 
 
-def test_the_imagenet_recipe_is_the_papers(tmp_path):
-    """NFM, arXiv 2603.09014: SiT-XL/4 on 256 Mi samples, a teacher on 512 Mi, eta 0.05."""
-    params = load_recipe("imagenet64")
+@pytest.mark.parametrize(("name", "token"), [("imagenet64", 48), ("imagenet256", 16)])
+def test_the_imagenet_recipes_are_the_papers(name, token, tmp_path):
+    """NFM, arXiv 2603.09014: SiT-XL/4 and SiT-XL/2 on 256 Mi samples, a teacher on 512 Mi."""
+    params = load_recipe(name)
     train = params.student.train
     assert train.steps * train.batch == 256 * 2**20
     assert params.teacher.train.steps * params.teacher.train.batch == 512 * 2**20
-    assert params.teacher.noise_std == 0.05
     size = data_size(params.data, tmp_path, None, None)
-    assert token_shape(size.shape, params.student.patch) == (256, 48)
+    assert token_shape(size.shape, params.student.patch) == (256, token)
     assert count.parameters(make_networks(params, size).student) == pytest.approx(675e6, rel=0.005)
+
+
+def test_the_teacher_of_imagenet_64_has_the_papers_noise():
+    assert load_recipe("imagenet64").teacher.noise_std == 0.05
 
 
 def test_the_command_writes_a_shrunk_recipe_which_another_recipe_may_replace(tmp_path, monkeypatch, capsys):

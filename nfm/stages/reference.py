@@ -31,7 +31,7 @@ LEAST = 4  # images, so that each has a third nearest neighbour
 def reference(root: Path, params: Params) -> None:
     """Writes artifacts/reference/train.safetensors and test.safetensors, and the floor of FD: train against test.
 
-    Beside them lies what decodes latents to images, where the data set is of latents: whatever measures samples needs it.
+    For latents, what decodes them to images lies beside them: whatever measures samples needs it.
     """
     section = params.evaluate.inception
     folders = {split: root / "artifacts" / "data" / split for split in SPLITS}
