@@ -206,37 +206,35 @@ def test_planned_bytes_are_those_of_the_files(ran):
     assert any("autoencoder" in note for note in planned.notes)
 
 
-def test_a_killed_prepare_goes_on_and_ends_with_the_same_bytes(project, monkeypatch):
-    params, calls = params_of(), []
-    encode = autoencoder.Autoencoder.encode
+def test_a_cut_off_prepare_goes_on_with_the_same_bytes_unless_the_autoencoder_is_another(project, monkeypatch):
+    params, encode, calls = params_of(), autoencoder.Autoencoder.encode, []
 
-    def source():
-        return with_latents(make_source(params.data, project), params.data, project, CPU)
+    def write(name, last=math.inf):
+        """Writes the splits, cut off after some shards; returns how many were encoded."""
+        calls.clear()
 
-    write_splits(project / "whole", source(), seed=0, shard_bytes=4096)
-    monkeypatch.setattr(autoencoder.Autoencoder, "encode", lambda *a: (calls.append(1), encode(*a))[1])
+        def counted(self, pixels):
+            if len(calls) == last:
+                raise KeyboardInterrupt
+            calls.append(1)
+            return encode(self, pixels)
 
-    def cut(self, pixels):
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return encode(self, pixels)
+        monkeypatch.setattr(autoencoder.Autoencoder, "encode", counted)
+        source = with_latents(make_source(params.data, project), params.data, project, CPU)
+        try:
+            write_splits(project / name, source, seed=0, shard_bytes=4096)
+        except KeyboardInterrupt:
+            assert not (project / name / "train").exists()
+        return len(calls)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(autoencoder.Autoencoder, "encode", cut)
-        with pytest.raises(KeyboardInterrupt):
-            write_splits(project / "cut", source(), seed=0, shard_bytes=4096)
-    assert not (project / "cut" / "train").exists()
-    calls.clear()
-    write_splits(project / "cut", source(), seed=0, shard_bytes=4096)
-    shards = sum(len(read_json(project / "whole" / name / "manifest.json")["shards"]) for name in ("train", "test"))
-    assert len(calls) == shards - 4
+    shards = write("whole")
+    assert write("cut", 4) == 4
+    assert write("cut") == shards - 4
     for path in (project / "whole").rglob("*.*"):
         assert sha256(path) == sha256(project / "cut" / path.relative_to(project / "whole")), path.name
-    calls.clear()
+    assert write("other", 4) == 4
     make_autoencoder(project / "vae", seed=1)
-    write_splits(project / "cut", source(), seed=0, shard_bytes=4096)
-    assert len(calls) == shards  # another autoencoder: nothing is taken over
+    assert write("other") == shards
 
 
 def test_pixels_carry_no_trace_of_latents(project):
