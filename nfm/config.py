@@ -30,6 +30,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 # Share of the training images to measure on instead of the test images, which are then left out; null: the test images.
 Validation = Fraction | None
+Limit = PositiveInt | None  # images of each split at most, a random choice; null: all
 Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
 Patch = tuple[PositiveInt, PositiveInt]
 
@@ -89,6 +90,7 @@ class ImagenetData(Section):
     test: str
     size: PositiveInt  # pixels
     filter: Filter
+    limit: Limit
     flips: bool
     validation: Validation
     seed: NonNegativeInt
@@ -103,6 +105,7 @@ class FolderData(Section):
     channels: Literal[1, 3]
     filter: Filter
     test_fraction: Fraction
+    limit: Limit
     flips: bool
     validation: Validation
     seed: NonNegativeInt

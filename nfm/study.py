@@ -96,14 +96,16 @@ def rows(results: Mapping[str, Any]) -> list[Row]:
 def table(results: Mapping[str, Any]) -> str:
     """Returns FD by variant and NFE, mean ± deviation of seeds, as Markdown.
 
-    The last columns are the students' curvature, the coupling's C2ST and FD of the teacher's denoised samples.
+    The last columns are the students' curvature, the coupling's C2ST and FD of the teacher's denoised samples. A
+    student of a single step has neither more evaluations nor a curvature.
     """
-    lines: list[list[str]] = []
-    for row in rows(results):
-        summary = row.summary
-        if not lines:
-            lines = [["NFE", *row.fd, "κ", "C2ST", "teacher"], ["---"] * (len(row.fd) + 4)]
-        cells = [row.name, *map(_spread, row.fd.values()), f"{fmean(summary['curvature'][row.coupling]):.3f}"]
+    found = rows(results)
+    nfes = sorted({nfe for row in found for nfe in row.fd}, key=int)
+    lines = [["NFE", *nfes, "κ", "C2ST", "teacher"], ["---"] * (len(nfes) + 4)]
+    for row in found:
+        summary, curvature = row.summary, row.summary["curvature"].get(row.coupling)
+        cells = [row.name, *(_spread(row.fd[nfe]) if nfe in row.fd else "" for nfe in nfes)]
+        cells.append(f"{fmean(curvature):.3f}" if curvature else "")
         if row.coupling == TEACHER:
             cells += [f"{summary['coupling']['c2st']:.3f}", f"{summary['teacher']['fd_denoised']:.2f}"]
         lines.append(cells + [""] * (len(lines[0]) - len(cells)))

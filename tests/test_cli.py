@@ -282,7 +282,9 @@ def test_a_report_of_figures_that_cannot_be_compared_is_refused(project, monkeyp
 
 def test_a_model_of_other_images_is_refused(project, monkeypatch, capsys):
     folder = {"kind": "folder", "folder": "images", "size": 16, "channels": 1, "filter": "box"}
-    write_params(project, data={**folder, "test_fraction": 0.5, "flips": False, "validation": None, "seed": 0})
+    write_params(
+        project, data={**folder, "test_fraction": 0.5, "flips": False, "limit": None, "validation": None, "seed": 0}
+    )
     from PIL import Image
 
     for name in ("a", "b"):

@@ -18,6 +18,7 @@ from nfm.data.examples import Examples, stratified_split
 from nfm.data.idx import read_idx
 from nfm.data.source import digits, mnist
 from nfm.errors import InputError
+from nfm.plan.size import data_size
 from tests.pictures import save
 
 COUNTS = {"train": 30, "t10k": 20}
@@ -234,11 +235,30 @@ def test_a_subset_reads_its_own_rows():
     assert torch.equal(subset.labels, rows)
 
 
+def test_a_limit_keeps_images_of_each_split_at_random_and_their_mirror_images(tmp_path):
+    for number in range(40):
+        save(
+            tmp_path / "set" / "ab"[number % 2] / f"{number}.png", np.arange(16, dtype=np.uint8).reshape(4, 4) + number
+        )
+    section = {"kind": "folder", "folder": "set", "size": 4, "channels": 1, "filter": "box", "seed": 0}
+    section |= {"test_fraction": 0.2, "validation": None, "flips": True}
+    whole, cut = (make_source(FolderData(**section, limit=limit), tmp_path) for limit in (None, 10))
+    assert (len(whole.train), len(whole.test)) == (64, 8)
+    assert (len(cut.train), len(cut.test)) == (20, 8)
+    assert {*rows(cut.train.images())} < {*rows(whole.train.images())}
+    assert rows(cut.train.images())[:10] != rows(whole.train.images())[:10]
+    assert len(cut.train.labels.unique()) == 2
+    assert "10 images of each split at most" in cut.notes
+    size = data_size(FolderData(**section, limit=10), tmp_path, None, None)
+    assert (size.train, size.test) == (20, 8)
+    assert data_size(FolderData(**section, limit=10), tmp_path, 1000, 2).train == 20
+
+
 def test_only_training_images_are_mirrored_and_none_that_is_measured_on(tmp_path):
     for number in range(20):
         save(tmp_path / "set" / "x" / f"{number}.png", np.random.default_rng(number).integers(0, 256, (4, 4), np.uint8))
     section = {"kind": "folder", "folder": "set", "size": 4, "channels": 1, "filter": "box", "seed": 0}
-    section |= {"test_fraction": 0.2, "validation": 0.25, "flips": True}
+    section |= {"test_fraction": 0.2, "validation": 0.25, "flips": True, "limit": None}
     source = make_source(FolderData(**section), tmp_path)
     assert (len(source.train), len(source.test)) == (24, 4)
     train, measured = rows(source.train.images()), source.test.images()

@@ -45,6 +45,7 @@ DATA = {
         "filter": "box",
         "test_fraction": 0.3,
         "flips": True,
+        "limit": None,
         "validation": None,
         "seed": 0,
     },
@@ -238,7 +239,7 @@ def test_a_cut_off_prepare_goes_on_with_the_same_bytes_unless_the_autoencoder_is
 
 
 def test_pixels_carry_no_trace_of_latents(project):
-    section = {**DATA["images"], "flips": False}
+    section = {**DATA["images"], "flips": False, "limit": None}
     params = parse_params(with_overrides(read_mapping(ROOT / "params.yaml"), {"data": section}), "params.yaml")
     prepare(project, params)
     manifest = read_json(project / "artifacts/data/train/manifest.json")

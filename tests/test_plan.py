@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nfm.build.data import make_source
 from nfm.build.student import make_student
 from nfm.build.teacher import make_teacher
-from nfm.config import parse_params, with_overrides
+from nfm.config import FolderData, parse_params, with_overrides
 from nfm.errors import InputError
 from nfm.plan import count
 from nfm.plan.command import command
@@ -270,7 +270,7 @@ def test_the_command_prints_tables_and_writes_what_they_show(tmp_path):
 
 def test_a_folder_that_is_not_there_is_planned_for_a_stated_number_of_images(tmp_path):
     folder = {"kind": "folder", "folder": "images", "size": 8, "channels": 1, "filter": "box"}
-    section = tiny_params(data={**folder, "test_fraction": 0.25, "flips": True, "validation": None, "seed": 0}).data
+    section = FolderData(**folder, test_fraction=0.25, limit=None, flips=True, validation=None, seed=0)
     with pytest.raises(InputError, match="--images"):
         data_size(section, tmp_path, None, None)
     assert data_size(section, tmp_path, 1000, 3) == Size((1, 8, 8), 3, 1500, 250)

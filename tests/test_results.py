@@ -11,6 +11,14 @@ ROOT = Path(__file__).parents[1]
 STUDIES = sorted((ROOT / "results" / "studies").glob("*.json"))
 
 
+@pytest.mark.parametrize("name", ["mnist16"])
+def test_a_recipes_table_is_that_of_its_summary(name: str):
+    summary = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    assert len(summary["seeds"]) == 3
+    results = {"variants": [{"name": name, "summary": summary}]}
+    assert table(results) in (ROOT / "docs" / "results.md").read_text()
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=[path.stem for path in STUDIES])
 def test_a_studys_table_is_that_of_its_file_and_the_file_that_of_its_recipe(path: Path):
     results, text = json.loads(path.read_text()), (ROOT / "docs" / "results.md").read_text()

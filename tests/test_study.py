@@ -27,6 +27,17 @@ def test_a_studys_variants_are_params_that_differ_in_what_they_say_and_spare_the
     assert len({json.dumps([p["data"], p["evaluate"], p["student"]["train"]["steps"]]) for p in params}) == 1
 
 
+def test_a_student_of_one_step_has_a_single_figure_in_its_row():
+    fd = {"teacher": {"1": [1.0], "15": [3.0], "2": [2.0]}, "inverse-regression": {"1": [4.0]}}
+    other = {"curvature": {"teacher": [0.25]}, "coupling": {"c2st": 0.5}, "teacher": {"fd_denoised": 9.0}}
+    lines = table({"variants": [{"name": "a", "summary": {"fd": fd, **other}}]}).splitlines()
+    assert lines[0] == "| NFE | 1 | 2 | 15 | κ | C2ST | teacher |"
+    assert lines[2:] == [
+        "| a, teacher | 1.00 | 2.00 | 3.00 | 0.250 | 0.500 | 9.00 |",
+        "| a, inverse-regression | 4.00 |  |  |  |  |  |",
+    ]
+
+
 def test_an_unknown_study_is_one_sentence():
     with pytest.raises(InputError, match=r"'drws', which does not exist; did you mean 'draws'\?"):
         load_study("drws")

@@ -36,6 +36,7 @@ UNLABELLED = {
         "filter": "box",
         "test_fraction": 0.3,
         "flips": False,
+        "limit": None,
         "validation": None,
         "seed": 0,
     },

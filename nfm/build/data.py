@@ -8,7 +8,7 @@ import torch
 
 from nfm.config import Cifar10Data, DataSection, DigitsData, FolderData, ImagenetData, LatentsData, MnistData
 from nfm.data.autoencoder import load_pretrained, stamp
-from nfm.data.examples import Latents, Source, with_mirror_images, with_validation
+from nfm.data.examples import Latents, Source, with_limit, with_mirror_images, with_validation
 from nfm.data.s3 import fetch
 from nfm.data.source import cifar10, digits, folder, imagenet, mnist
 from nfm.errors import InputError
@@ -27,6 +27,8 @@ def make_source(section: DataSection, root: Path, say: Say = lambda line: None) 
     source = _find(section, root, say, key)
     if section.validation is not None:
         source = with_validation(source, section.validation, section.seed, key)
+    if isinstance(section, FolderData | ImagenetData) and section.limit is not None:
+        source = with_limit(source, section.limit, section.seed)
     if isinstance(section, Cifar10Data | FolderData | ImagenetData) and section.flips:
         source = with_mirror_images(source)
     return source

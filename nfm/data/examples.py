@@ -13,6 +13,7 @@ from nfm.random import generator_for
 
 BLOCK = 256  # images read at once
 VALIDATION = 1  # stream of the choice of validation images; that of the test images has no counter
+LIMIT = 2  # likewise of the images that are kept under a limit
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,24 @@ def with_validation(source: Source, share: float, seed: int, key: str = "data") 
         raise InputError(f"{key}.validation is {share}, but {source.name} has {len(examples)} training images to share")
     notes = f"{source.notes}; the split test holds a share of {share} of the training images, and no test image"
     return replace(source, train=examples.subset(train), test=examples.subset(validation), notes=notes)
+
+
+def with_limit(source: Source, limit: int, seed: int) -> Source:
+    """Keeps so many images of each split at most, a random choice, to see whether a large data set runs.
+
+    Arguments:
+        source: The data set.
+        limit: Images.
+        seed: Seed of the choice.
+    """
+    if max(len(source.train), len(source.test)) <= limit:
+        return source
+    splits = {"train": source.train, "test": source.test}
+    chosen = {
+        name: examples.subset(torch.randperm(len(examples), generator=generator_for(seed, LIMIT))[:limit])
+        for name, examples in splits.items()
+    }
+    return replace(source, **chosen, notes=f"{source.notes}; {limit} images of each split at most")
 
 
 def with_mirror_images(source: Source) -> Source:

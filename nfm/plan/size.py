@@ -67,6 +67,8 @@ def data_size(section: DataSection, root: Path, images: int | None, classes: int
     if section.validation is not None:
         test = math.ceil(section.validation * train)
         train -= test
+    if isinstance(section, FolderData | ImagenetData) and section.limit is not None:
+        train, test = min(train, section.limit), min(test, section.limit)
     if isinstance(section, Cifar10Data | FolderData | ImagenetData) and section.flips:
         train *= 2
     return Size(shape, known if classes is None else classes, train, test)

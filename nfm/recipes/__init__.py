@@ -46,9 +46,9 @@ def load_recipe(name: str) -> Params:
 def smoke(mapping: dict[str, Any]) -> dict[str, Any]:
     """Returns a copy of a params mapping on which every stage takes seconds, to see whether it runs.
 
-    Networks, trainings, fits and samples shrink, and images where the data set resizes them anyway; seeds become the
-    first. What decides which code runs stays: data set, patches, kinds of coupling, labels, precision, guidance,
-    solvers, and whether batches are cut into pieces.
+    Networks, trainings, fits and samples shrink, and images, in size and number, where the data set resizes them
+    anyway; seeds become the first. What decides which code runs stays: data set, patches, kinds of coupling, labels,
+    precision, guidance, solvers, and whether batches are cut into pieces.
 
     Arguments:
         mapping: What a params file holds; it is not changed.
@@ -69,7 +69,7 @@ def smoke(mapping: dict[str, Any]) -> dict[str, Any]:
     data = small["data"]
     images, factor = (data["images"], data["factor"]) if data["kind"] == "latents" else (data, 1)
     if images["kind"] in RESIZED:
-        images["size"] = min(images["size"], factor * _small_side(small))
+        images |= {"size": min(images["size"], factor * _small_side(small)), "limit": 64}
     if factor > 1:
         data["keep"] = min(16, data["keep"])
     evaluate = small["evaluate"]
