@@ -13,7 +13,7 @@ from nfm.plan.size import Size
 from nfm.plan.work import pairs_of
 from nfm.stages.evaluate import PATH_STEPS, PATHS, SHOWN
 
-USUAL = 16  # draws: on digits as good as fresh ones but for a tenth of FD, where a single one is clearly worse
+USUAL = 16  # draws: on digits as good as fresh ones, as four nearly are and a single one is not (docs/results.md)
 HALF = 2  # bytes of a float16
 INCEPTION_FEATURES = 2048
 
@@ -148,5 +148,5 @@ def _choice(draws: int, stored: int, encodes: int, online: int, disk: float) -> 
         )
     return draws, (
         f"they fit into the {disk / 1e9:,.0f} GB of --disk and take {online / encodes:.1f} times fewer encodes: "
-        "take online draws where that does not matter, since a draw that never repeats trains a little better"
+        "take online draws where the disk matters more than the time; on digits students of either are alike"
     )
