@@ -6,6 +6,7 @@ A section has no defaults: what a stage depends on stands in params.yaml, where 
 import difflib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -229,6 +230,9 @@ CouplingSection = Annotated[
 ]
 
 
+FROM_DATA = ("independent", "minibatch-ot", "semidiscrete-ot")  # kinds that need no teacher
+
+
 class Time(Section):
     """t = sigmoid(n), n ~ N(mean, std^2)."""
 
@@ -302,7 +306,9 @@ class Params(Section):
 
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
     couplings: Annotated[tuple[str, ...], Field(min_length=1)]
-    one_step: tuple[str, ...]  # those of them whose students take one step; DVC cannot tell by their kind
+    # The next two follow from the kinds of those couplings, which DVC cannot tell; see `following`.
+    from_data: tuple[str, ...]  # those that are made from the data alone
+    one_step: tuple[str, ...]  # those whose students take one step
     data: DataSection
     features: Features
     teacher: Teacher
@@ -318,8 +324,9 @@ class Params(Section):
                 hint = nearest(name, self.coupling)
                 raise ValueError(f"couplings names {name!r}, which has no section{hint}")
         kinds = {name: self.coupling[name].kind for name in self.couplings}
-        if (wanted := [name for name, kind in kinds.items() if kind == "inverse-regression"]) != list(self.one_step):
-            raise ValueError(f"one_step is {list(self.one_step)}, expected {wanted}, the couplings of that kind")
+        for key, wanted in following(kinds).items():
+            if (found := list(getattr(self, key))) != wanted:
+                raise ValueError(f"{key} is {found}, expected {wanted}, the couplings of such a kind")
         if self.one_step and "teacher" not in self.couplings:
             raise ValueError(f"couplings names {self.one_step[0]!r} without 'teacher', whose pairs it learns; add it")
         for key in ("seeds", "couplings"):
@@ -327,6 +334,14 @@ class Params(Section):
             if len(set(values)) < len(values):
                 raise ValueError(f"{key} is {list(values)}, expected each value once")
         return self
+
+
+def following(kinds: Mapping[str, str]) -> dict[str, list[str]]:
+    """Returns the lists that follow from the couplings, by key, given the kind of each coupling."""
+    return {
+        "from_data": [name for name, kind in kinds.items() if kind in FROM_DATA],
+        "one_step": [name for name, kind in kinds.items() if kind == "inverse-regression"],
+    }
 
 
 def nearest(word: str, known: Any) -> str:
@@ -381,6 +396,8 @@ def parse_params(mapping: dict[str, Any], origin: str) -> Params:
 def with_overrides(mapping: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """Returns a copy of a params mapping with dotted keys set.
 
+    Other couplings bring the lists that follow from them along, unless the overrides say those too.
+
     Arguments:
         mapping: What a params file holds.
         overrides: New values by dotted key, such as {"student.train.steps": 100}.
@@ -396,6 +413,10 @@ def with_overrides(mapping: dict[str, Any], overrides: dict[str, Any]) -> dict[s
             node = _child(node, parent, key)
         _child(node, last, key)
         node[last] = value
+    if isinstance(names := overrides.get("couplings"), list | tuple):
+        sections = copy.get("coupling", {})
+        kinds = {name: sections[name].get("kind") for name in names if name in sections}
+        copy |= {key: value for key, value in following(kinds).items() if key not in overrides}
     return copy
 
 

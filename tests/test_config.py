@@ -33,9 +33,10 @@ WRONG = {
     "NFE 0": ({"evaluate.euler": [0]}, "evaluate.euler.0 is 0"),
     "nothing to evaluate": ({"evaluate.euler": [], "evaluate.heun": []}, "both empty"),
     "coupling without section": ({"couplings": ["techer"]}, "did you mean 'teacher'"),
+    "coupling of the data left out": ({"from_data": ["independent"]}, "expected ['independent', 'minibatch-ot', 'semi"),
     "one step without its kind": ({"one_step": ["teacher"]}, "one_step is ['teacher'], expected []"),
     "kind without one step": (
-        {"couplings": ["teacher", "inverse-regression"]},
+        {"couplings": ["teacher", "inverse-regression"], "one_step": []},
         "one_step is [], expected ['inverse-regression']",
     ),
     "one step without the teacher": (
@@ -99,6 +100,14 @@ def test_a_section_has_no_defaults_that_dvc_would_not_see():
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_complete_and_right(name):
     assert parse_params(yaml.safe_load(recipe_text(name)), name).seeds
+
+
+def test_other_couplings_bring_the_lists_that_follow_from_them():
+    names = ["minibatch-ot", "teacher", "inverse-regression"]
+    params = parse_params(with_overrides(DEMO, {"couplings": names}), "params.yaml")
+    assert (params.from_data, params.one_step) == (("minibatch-ot",), ("inverse-regression",))
+    with pytest.raises(InputError, match=r"from_data is \[\], expected \['minibatch-ot'\]"):
+        parse_params(with_overrides(DEMO, {"couplings": names, "from_data": []}), "params.yaml")
 
 
 def test_the_digits_recipe_is_the_demo_with_three_seeds_and_the_one_step_rival():

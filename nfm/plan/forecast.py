@@ -124,8 +124,9 @@ def _notes(params: Params, size: Size, networks: Networks) -> list[str]:
             "measured: neither that nor its file is in the tables."
         )
     whole = 4 * size.train * size.dimensions
-    names = [name for name, section in params.coupling.items() if isinstance(section, SemidiscreteOTCoupling)]
+    names = [name for name in params.couplings if isinstance(params.coupling[name], SemidiscreteOTCoupling)]
     if names and whole > 1e9:
-        used = f", student@{names[0]} twice" if names[0] in params.couplings else ""
-        notes.append(f"couple@{names[0]} holds all images on the device{used}: {whole / 1e9:,.0f} GB.")
+        notes.append(
+            f"couple@{names[0]} holds all images on the device, student@{names[0]} twice: {whole / 1e9:,.0f} GB."
+        )
     return notes

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from nfm.config import InverseRegressionCoupling, Params, SemidiscreteOTCoupling, TeacherCoupling
+from nfm.config import Params, SemidiscreteOTCoupling, TeacherCoupling
 from nfm.metrics.features import FEATURES
 from nfm.metrics.statistics import KEPT
 from nfm.plan import count
@@ -74,7 +74,7 @@ def artifacts(params: Params, size: Size, networks: Networks) -> list[Artifact]:
         Artifact("artifacts/teacher/S/teacher.safetensors", teacher, seeds),
     ]
     for name in params.coupling:
-        if name not in params.couplings and isinstance(params.coupling[name], InverseRegressionCoupling):
+        if name not in params.couplings and name != "teacher":
             continue  # no stage prepares it
         section = pairs_of(name, params)
         if isinstance(section, SemidiscreteOTCoupling):

@@ -90,7 +90,7 @@ def stages(params: Params, size: Size, networks: Networks) -> list[Stage]:
         Stage("teacher", seeds, (_teacher(params, networks),)),
     ]
     for name, section in params.coupling.items():
-        if isinstance(section, SemidiscreteOTCoupling):
+        if isinstance(section, SemidiscreteOTCoupling) and name in couplings:
             found.append(Stage(f"couple@{name}", seeds, (_potentials(section, size),)))
         elif isinstance(section, TeacherCoupling):
             found.append(Stage("couple-teacher", seeds, tuple(_draws(section, params, size, networks))))
