@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from nfm.artifacts import load_tensors
+from nfm.build import measure
 from nfm.config import read_mapping, with_overrides
-from nfm.stages import evaluate
 from tests.command import nfm
 from tests.tiny import TINY
 
@@ -233,7 +233,7 @@ def test_a_flipped_bit_in_an_input_is_named(project, monkeypatch, capsys, path, 
 @pytest.mark.parametrize("command", [["evaluate", "--coupling", "teacher"], ["evaluate", "--teacher"]], ids=" ".join)
 def test_samples_are_the_same_in_any_batch_and_none_is_held_on_to(project, monkeypatch, command):
     """With batches of 4 of 20 samples; the images of one batch are gone when the next but one is made."""
-    alive, most, to_uint8 = [], [], evaluate.to_uint8
+    alive, most, to_uint8 = [], [], measure.to_uint8
 
     def watched(images):
         array = to_uint8(images).numpy().copy()
@@ -244,7 +244,7 @@ def test_samples_are_the_same_in_any_batch_and_none_is_held_on_to(project, monke
     path = project / "metrics" / ("evaluate-teacher/0.json" if "--teacher" in command else "evaluate/teacher-0.json")
     whole, pictures = json.loads(path.read_text()), list((project / "artifacts" / "evaluate").rglob("*.safetensors"))
     kept = {picture: load_tensors(picture)[0] for picture in pictures}
-    monkeypatch.setattr(evaluate, "to_uint8", watched)
+    monkeypatch.setattr(measure, "to_uint8", watched)
     write_params(project, **{"run.sample_batch": 4})
     assert nfm(monkeypatch, *command) == 0
     parts = json.loads(path.read_text())
