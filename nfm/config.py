@@ -210,11 +210,19 @@ class Gate(Section):
         return self
 
 
+class Redraw(Section):
+    """A share of pairs near the data whose noise is drawn anew."""
+
+    share: Annotated[float, Field(ge=0, le=1)]
+    below: Annotated[float, Field(gt=0, le=1)]  # time t from which on there are none
+
+
 class TeacherCoupling(Section):
     """Noise read off a trained teacher (NFM)."""
 
     kind: Literal["teacher"]
     draws: PositiveInt | Literal["online"]  # stored noised copies of each image, or fresh ones
+    redraw: Redraw
     gate: Gate
 
 

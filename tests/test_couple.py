@@ -16,10 +16,11 @@ import torch
 import yaml
 
 import nfm.build.draws
+from nfm.artifacts import load_tensors
 from nfm.build.coupling import load_coupling
 from nfm.build.teacher import make_teacher, save_teacher
-from nfm.config import load_params, read_mapping, with_overrides
-from nfm.coupling.base import Batch
+from nfm.config import load_params, parse_params, read_mapping, with_overrides
+from nfm.coupling.base import Batch, Redraw
 from nfm.coupling.shards import plan_shards
 from nfm.coupling.teacher import encode_draws
 from nfm.data.examples import Examples, Source
@@ -28,6 +29,7 @@ from nfm.data.writing import write_splits
 from nfm.errors import InputError
 from nfm.random import generator_for
 from nfm.stages.couple import couple
+from nfm.stages.student import student
 
 ROOT = Path(__file__).parents[1]
 COUNT, DRAWS, SHAPE = 90, 3, (1, 2, 4)
@@ -270,6 +272,27 @@ def test_online_draws_store_no_more_than_the_card_looks_at(project, monkeypatch,
     z = torch.cat(list(all_online(project)))
     settings = json.loads((folder / "coupling.json").read_text())
     assert settings["sigma"] == pytest.approx(z.double().square().mean().sqrt().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("draws", [DRAWS, "online"])
+def test_a_student_learns_of_the_noise_to_be_drawn_anew(project, draws):
+    set_params(project, draws=draws, **{"redraw.share": 0.5, "redraw.below": 0.2})
+    run(project)
+    assert loaded(project).redraw == Redraw(0.5, 0.2)
+
+
+def test_a_student_learns_otherwise_where_noise_is_drawn_anew(project):
+    weights = []
+    for share in (0.0, 0.0, 1.0):
+        set_params(project, **{"redraw.share": share})
+        params = read_mapping(project / "params.yaml")
+        changes = {"student.patch": [1, 4], "student.train.steps": 2, "student.train.batch": 16, "student.width": 32}
+        params = parse_params(with_overrides(params, changes), "params.yaml")
+        couple(project, params, "teacher", 0)
+        student(project, params, "teacher", 0)
+        weights.append(load_tensors(project / "artifacts/student/teacher-0/student.safetensors")[0])
+    first, same, other = ({k: v.tolist() for k, v in w.items()} for w in weights)
+    assert first == same != other
 
 
 def test_online_draws_encode_no_more_images_than_measure_the_coupling(project, monkeypatch, encoded):

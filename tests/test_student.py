@@ -227,6 +227,29 @@ def test_the_loss_drops_labels_as_often_as_asked():
     assert seen[1] is None
 
 
+def test_noise_is_drawn_anew_below_a_time_and_as_often_as_asked():
+    seen = []
+
+    def model(x, t, label, dropped):
+        seen.append((x / t[:, None], t))  # the noise, since the data are 0
+        return x
+
+    data, noise = torch.zeros(40_000, 2), torch.full((40_000, 2), 9.0)
+    law = {"time_mean": 0.0, "time_std": 1.0, "label_drop": 0.0}
+    for share in (0.3, 1.0):
+        student_loss(model, data, noise, None, torch.Generator(), **law, share=share, below=0.4)
+        z, t = seen.pop()
+        anew = (z - 9).abs().amax(1) > 1e-3
+        assert not anew[t >= 0.4].any()
+        near = anew[t < 0.4].double()
+        assert abs(near.mean().item() - share) <= 5 * (share * (1 - share) / len(near)) ** 0.5
+        fresh = z[anew]
+        assert fresh.std().item() == pytest.approx(1, abs=5 / (2 * fresh.numel()) ** 0.5)
+        assert fresh.mean().abs() < 5 / fresh.numel() ** 0.5
+    student_loss(model, data, noise, None, torch.Generator(), **law)
+    torch.testing.assert_close(seen.pop()[0], noise)
+
+
 def test_the_loss_is_a_function_of_the_generator():
     model = perturbed()
     x, _, label = inputs()

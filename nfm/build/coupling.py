@@ -25,7 +25,7 @@ from nfm.config import (
     SemidiscreteOTCoupling,
     TeacherCoupling,
 )
-from nfm.coupling.base import Coupling
+from nfm.coupling.base import Coupling, Redraw
 from nfm.coupling.independent import Independent
 from nfm.coupling.inverse import InverseRegression
 from nfm.coupling.minibatch_ot import MinibatchOT
@@ -34,7 +34,7 @@ from nfm.coupling.teacher import TeacherDraws, TeacherOnline
 from nfm.data.shards import Split
 from nfm.errors import InputError
 
-FORMAT = "nfm-coupling-2"
+FORMAT = "nfm-coupling-3"
 
 
 def prepare_coupling(
@@ -108,13 +108,14 @@ def load_coupling(folder: Path, split: Split, device: torch.device, verify: bool
 def _load_pairs(
     folder: Path, settings: dict[str, Any], split: Split, device: torch.device, verify: bool
 ) -> TeacherDraws | TeacherOnline:
+    redraw = Redraw(**settings["redraw"])
     if settings["draws"] == "online":
         teacher = load_teacher(folder / "teacher.safetensors", device)
         check_shape(folder / "teacher.safetensors", teacher.model.shape, split.shape)
-        return TeacherOnline(teacher.model, teacher.noise_std, settings["sigma"], teacher.conditional)
+        return TeacherOnline(teacher.model, teacher.noise_std, settings["sigma"], teacher.conditional, redraw)
     _check_count(folder, settings["images"], split)
     noise = open_noise(folder, settings["shards"], settings["draws"], split.shape, verify)
-    return TeacherDraws(noise, settings["sigma"])
+    return TeacherDraws(noise, settings["sigma"], redraw)
 
 
 def _copy_pairs(source: Path, folder: Path) -> dict[str, Any]:

@@ -23,6 +23,19 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Redraw:
+    """Pairs whose noise the student's loss draws anew.
+
+    Attributes:
+        share: Of the pairs, in [0, 1].
+        below: Time in (0, 1] from which on there are none.
+    """
+
+    share: float = 0.0
+    below: float = 1.0
+
+
+@dataclass(frozen=True)
 class Pairs:
     """Endpoints of paths.
 
@@ -45,9 +58,11 @@ class Coupling(ABC):
 
     Attributes:
         one_step: Whether a student of the pairs learns a single step from t = 1 to 0, and no flow.
+        redraw: Pairs whose noise the student's loss draws anew, since it depends on the time.
     """
 
     one_step = False
+    redraw = Redraw()
 
     @abstractmethod
     def pair(self, batch: Batch, generator: torch.Generator) -> Pairs:

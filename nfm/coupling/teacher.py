@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
-from nfm.coupling.base import Batch, Coupling, Pairs, full_precision, normal_like
+from nfm.coupling.base import Batch, Coupling, Pairs, Redraw, full_precision, normal_like
 from nfm.random import generator_for
 from nfm.store import Rows
 from nfm.teacher.bijection import Bijection
 
 # Negative, so that no step, row or sample has the same stream of noise for the same seed.
 _STREAM = -1
+NO_REDRAW = Redraw()
 
 
 class TeacherDraws(Coupling):
@@ -22,12 +23,13 @@ class TeacherDraws(Coupling):
         noise: f(x + eta eps', c) of N images, K draws each, with shape (N, K, C, H, W), in float16
             or float32.
         sigma: sigma_f; 1 for noise that it is already divided out of.
+        redraw: Pairs whose noise is drawn anew; see `nfm.coupling.base.Coupling`.
     """
 
-    def __init__(self, noise: Rows, sigma: float = 1.0) -> None:
+    def __init__(self, noise: Rows, sigma: float = 1.0, redraw: Redraw = NO_REDRAW) -> None:
         if len(noise.shape) != 5 or not noise.shape[1]:
             raise ValueError(f"noise has shape {noise.shape}, expected (N, K, C, H, W) with K at least 1")
-        self._noise, self._sigma = noise, sigma
+        self._noise, self._sigma, self.redraw = noise, sigma, redraw
 
     def pair(self, batch: Batch, generator: torch.Generator) -> Pairs:
         device = batch.data.device
@@ -50,11 +52,19 @@ class TeacherOnline(Coupling):
         noise_std: eta.
         sigma: sigma_f.
         conditional: Whether the teacher is given the labels.
+        redraw: Pairs whose noise is drawn anew; see `nfm.coupling.base.Coupling`.
     """
 
-    def __init__(self, teacher: Bijection, noise_std: float, sigma: float, conditional: bool = True) -> None:
+    def __init__(
+        self,
+        teacher: Bijection,
+        noise_std: float,
+        sigma: float,
+        conditional: bool = True,
+        redraw: Redraw = NO_REDRAW,
+    ) -> None:
         self._teacher, self._noise_std, self._sigma = teacher, noise_std, sigma
-        self._conditional = conditional
+        self._conditional, self.redraw = conditional, redraw
 
     @torch.no_grad()
     def pair(self, batch: Batch, generator: torch.Generator) -> Pairs:

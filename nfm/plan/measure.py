@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -165,7 +165,8 @@ class Bench:
             learnt = (model, pairs.data, pairs.noise, pairs.label if section.conditional else None, generator)
             if coupling.one_step:
                 return one_step_loss(*learnt, **drop)
-            return student_loss(*learnt, time_mean=section.time.mean, time_std=section.time.std, **drop)
+            times = {"time_mean": section.time.mean, "time_std": section.time.std}
+            return student_loss(*learnt, **times, **asdict(coupling.redraw), **drop)
 
         return loss
 

@@ -1,5 +1,6 @@
 """student: a SiT trained on the pairs of one coupling, by flow matching unless the coupling is for a single step."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from nfm.build.coupling import load_coupling
@@ -33,7 +34,8 @@ def student(root: Path, params: Params, coupling: str, seed: int) -> None:
             learnt = (model, pairs.data, pairs.noise, pairs.label if section.conditional else None, generator)
             if pairs_of.one_step:
                 return one_step_loss(*learnt, **drop)
-            return student_loss(*learnt, time_mean=section.time.mean, time_std=section.time.std, **drop)
+            times = {"time_mean": section.time.mean, "time_std": section.time.std}
+            return student_loss(*learnt, **times, **asdict(pairs_of.redraw), **drop)
 
         trained = fit(run, lambda: make_student(arguments), loss, split, section.train, params, seed)
         run.write_metrics(f"student/{item}", {"loss": trained.loss, "skipped": trained.skipped})

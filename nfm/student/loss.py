@@ -17,6 +17,8 @@ def student_loss(
     time_mean: float,
     time_std: float,
     label_drop: float,
+    share: float = 0.0,
+    below: float = 1.0,
 ) -> Tensor:
     r"""Evaluates the squared error of a velocity on the linear paths of given pairs.
 
@@ -35,11 +37,17 @@ def student_loss(
         time_mean: Mean of n.
         time_std: Standard deviation of n.
         label_drop: Probability that a label is dropped.
+        share: Probability that a pair's noise is drawn anew, independent of the data, where t < below.
+        below: Time in (0, 1].
 
     Returns:
         The mean over batch and dimensions, a scalar.
     """
     t = logit_normal(len(data), generator, mean=time_mean, std=time_std, device=data.device, dtype=data.dtype)
+    if share:
+        anew = (torch.rand(t.shape, generator=generator, device=t.device) < share) & (t < below)
+        fresh = torch.randn(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)
+        noise = torch.where(anew.reshape(-1, *[1] * (noise.ndim - 1)), fresh, noise)
     x_t, v_t = interpolate(data, noise, t)
     prediction = model(x_t, t, label, drop(label, label_drop, generator))
     return (prediction - v_t).square().mean()
