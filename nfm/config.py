@@ -193,11 +193,22 @@ class Gate(Section):
         return self
 
 
+class Independents(Section):
+    """A share of pairs whose noise is replaced by an independent draw."""
+
+    share: Share
+    after: Share  # of the updates, before which none is
+    below: Annotated[float, Field(gt=0, le=1)]  # times t above which none is
+
+
 class TeacherCoupling(Section):
     """Noise read off a trained teacher (NFM)."""
 
     kind: Literal["teacher"]
     draws: PositiveInt | Literal["online"]  # stored noised copies of each image, or fresh ones
+    whiten: Literal["none", "dimension", "full"]  # z by its standard deviations, or by its covariance
+    reassign: Literal["none", "minibatch", "semidiscrete"]  # N(0, I) noise in the place of z, by optimal transport
+    independent: Independents
     gate: Gate
 
 
@@ -257,6 +268,7 @@ class Evaluate(Section):
     seed: NonNegativeInt
     guidance: NonNegativeFloat  # 1 is the plain conditional velocity
     grid: Literal["t2", "uniform"]
+    start: Literal["identity", "covariance"]  # of the normal distribution that samples start from
     euler: tuple[PositiveInt, ...]  # NFE
     heun: tuple[PositiveInt, ...]  # NFE, odd
     curvature_steps: PositiveInt

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from nfm.artifacts import load_tensors, read_json, save_tensors, write_json
@@ -26,6 +27,7 @@ from nfm.config import (
     TeacherCoupling,
 )
 from nfm.coupling.base import Coupling
+from nfm.coupling.changed import OntoDraws, Reassigned, Whitened
 from nfm.coupling.independent import Independent
 from nfm.coupling.inverse import InverseRegression
 from nfm.coupling.minibatch_ot import MinibatchOT
@@ -90,7 +92,7 @@ def load_coupling(folder: Path, split: Split, device: torch.device, verify: bool
         case "inverse-regression":
             return InverseRegression(_load_pairs(folder, settings, split, device, verify))
         case "teacher":
-            return _load_pairs(folder, settings, split, device, verify)
+            return _changed(_load_pairs(folder, settings, split, device, verify), folder, settings, split, device)
         case "independent":
             return Independent()
         case "minibatch-ot":
@@ -115,6 +117,25 @@ def _load_pairs(
     _check_count(folder, settings["images"], split)
     noise = open_noise(folder, settings["shards"], settings["draws"], split.shape, verify)
     return TeacherDraws(noise, settings["sigma"])
+
+
+def _changed(pairs: Coupling, folder: Path, settings: dict[str, Any], split: Split, device: torch.device) -> Coupling:
+    moments, _ = load_tensors(folder / "moments.safetensors")
+    if settings["whiten"] != "none":
+        return Whitened(pairs, moments["mean"].to(device), moments["covariance"].to(device), settings["whiten"])
+    if settings["reassign"] == "minibatch":
+        return Reassigned(pairs)
+    if settings["reassign"] == "semidiscrete":
+        data, label = _all(split, device)
+        draws = settings["draws"]
+        noise = open_noise(folder, settings["shards"], draws, split.shape)
+        rows = torch.arange(len(split)).repeat_interleave(draws)
+        z = noise.take(rows.numpy(), np.tile(np.arange(draws), len(split))).astype(np.float32) / settings["sigma"]
+        potentials, _ = load_tensors(folder / "potentials.safetensors")
+        points = torch.from_numpy(z).to(device)
+        repeated = None if label is None else label.repeat_interleave(draws)
+        return OntoDraws(points, repeated, potentials["potentials"].to(device), data.repeat_interleave(draws, 0))
+    return pairs
 
 
 def _copy_pairs(source: Path, folder: Path) -> dict[str, Any]:

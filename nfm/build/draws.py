@@ -13,13 +13,14 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from nfm.artifacts import read_json, sha256, write_json
+from nfm.artifacts import read_json, save_tensors, sha256, write_json
 from nfm.build.checks import check_shape
 from nfm.build.teacher import TrainedTeacher, load_teacher
 from nfm.config import Gate, TeacherCoupling
 from nfm.coupling.card import looked_at, measure
 from nfm.coupling.diagnostics import round_trip_error
 from nfm.coupling.gate import Thresholds
+from nfm.coupling.semidiscrete_ot import fit_potentials
 from nfm.coupling.shards import SHARD_BYTES, Shard, plan_shards, read_sidecar, write_shard
 from nfm.coupling.teacher import encode_draws
 from nfm.data.shards import Split
@@ -57,6 +58,7 @@ class Draws:
     shards: list[Shard]
     seed: int
     device: torch.device
+    reassign: str
 
     def encode(self, batch: int, state: PartialState, report: Callable[[dict[str, float], int], None]) -> None:
         """Encodes this process's share of the shards that are not finished; waits for the others.
@@ -86,11 +88,8 @@ class Draws:
 
     def write_card(self) -> dict[str, Any]:
         """Measures the noise, see `nfm.coupling.card.measure`, and writes card.json and card.png beside the shards."""
-        images, each = looked_at(self._images(), self.draws)
-        rows, sigma, label = torch.arange(images), self.sigma(), self._labels(torch.arange(images))
-        noise = open_noise(self.work, self.entries(), self.shards[0].draws, self.split.shape)
-        index = (rows.repeat_interleave(each).numpy(), np.tile(np.arange(each), images))
-        z = torch.from_numpy(noise.take(*index).astype(np.float32)).unflatten(0, (images, each)) / sigma
+        z, sigma = self._looked_at(), self.sigma()
+        label = self._labels(torch.arange(len(z)))
         card = {
             "format": CARD,
             "kind": "teacher",
@@ -105,6 +104,12 @@ class Draws:
         draw_card(card, self.work / "card.png")
         return card
 
+    def _looked_at(self) -> Tensor:
+        images, each = looked_at(self._images(), self.draws)
+        noise = open_noise(self.work, self.entries(), self.shards[0].draws, self.split.shape)
+        index = (torch.arange(images).repeat_interleave(each).numpy(), np.tile(np.arange(each), images))
+        return torch.from_numpy(noise.take(*index).astype(np.float32)).unflatten(0, (images, each)) / self.sigma()
+
     def entries(self) -> list[dict[str, Any]]:
         """Returns the entries of the shards with noise, as coupling.json lists them."""
         sidecars = [read_json(shard.sidecar(self.work)) for shard in self.shards if shard.images]
@@ -118,6 +123,16 @@ class Draws:
         settings = {"sigma": self.sigma(), "images": len(self.split)}
         for name in ("card.json", "card.png"):
             shutil.copyfile(self.work / name, folder / name)
+        z = self._looked_at().flatten(0, 1).flatten(1).double()
+        save_tensors(folder / "moments.safetensors", {"mean": z.mean(0), "covariance": z.T.cov()}, {})
+        if self.reassign == "semidiscrete":
+            split = torch.arange(len(self.split))
+            rows = split.repeat_interleave(self.draws)
+            noise = open_noise(self.work, self.entries(), self.draws, self.split.shape)
+            taken = noise.take(rows.numpy(), np.tile(np.arange(self.draws), len(split))).astype(np.float32)
+            label = self._labels(rows)
+            fitted = fit_potentials(torch.from_numpy(taken) / self.sigma(), label, seed=self.seed)
+            save_tensors(folder / "potentials.safetensors", {"potentials": fitted.potentials}, {})
         if self.online:
             shutil.copyfile(self.path, folder / "teacher.safetensors")
             return settings
@@ -187,7 +202,7 @@ def open_draws(
     stored = looked_at(count, draws) if online else (count, draws)
     size = math.prod(split.shape)
     shards = plan_shards(count, draws, size, stored=stored, shard_bytes=shard_bytes)
-    return Draws(work, split, teacher, trained, online, draws, shards, seed, device)
+    return Draws(work, split, teacher, trained, online, draws, shards, seed, device, section.reassign)
 
 
 def open_noise(

@@ -20,6 +20,7 @@ class Batch:
     index: Tensor
     data: Tensor
     label: Tensor | None
+    progress: float = 0.0  # share of the updates that are made
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class SemidiscreteOT(Coupling):
         self._shape = data.shape[1:]
         grouped = None if across_classes else label
         parts = list(groups(grouped, len(data), data.device))
-        order = torch.cat([rows for _, rows in parts])
+        self.order = order = torch.cat([rows for _, rows in parts])
         # Sorted by class, so that a class is a view and not a copy at every step.
         self._points = data.flatten(1)[order]
         # argmin of the cost is argmax of z.x_j - (|x_j|^2 / 2 - g_j).
@@ -63,10 +63,14 @@ class SemidiscreteOT(Coupling):
             here, there = ("without", "with") if batch.label is None else ("with", "without")
             raise ValueError(f"the batch comes {here} labels, the coupling was made {there} them")
         noise = normal_like(batch.data, generator)
-        with full_precision(noise):
-            chosen = self._choose(noise.flatten(1), batch.label)
+        chosen = self.choose(noise, batch.label)
         data = self._points[chosen].unflatten(1, self._shape)
         return Pairs(data, noise, None if self._label is None else self._label[chosen])
+
+    def choose(self, noise: Tensor, label: Tensor | None) -> Tensor:
+        """Returns the place in `order` of the image that each row of noise is sent to."""
+        with full_precision(noise):
+            return self._choose(noise.flatten(1), label)
 
     def _choose(self, z: Tensor, label: Tensor | None) -> Tensor:
         if label is None or None in self._cells:

@@ -288,7 +288,7 @@ def _training_seconds(
     plan = replace(make_plan(section, bench.params.run), steps=2 * steps, checkpoint_every=0, log_every=steps, warmup=0)
     train(
         model,
-        lambda model, index, generator: loss(model, read_batch(bench.split, index, bench.device), generator),
+        lambda model, index, generator, _: loss(model, read_batch(bench.split, index, bench.device), generator),
         count=len(bench.split),
         plan=plan,
         seed=0,

@@ -27,10 +27,15 @@ class Draws:
     seed: int
     labels: Tensor | None
     device: torch.device
+    mean: Tensor | None = None  # of the noise, with shape (D,)
+    root: Tensor | None = None  # of its covariance, with shape (D, D)
 
     def noise(self, first: int, last: int) -> Tensor:
         """Returns the noise of the samples from `first` to before `last`, with shape (B, *event)."""
-        return initial_noise(last - first, self.shape, self.seed, first).to(self.device)
+        noise = initial_noise(last - first, self.shape, self.seed, first).to(self.device)
+        if self.mean is None or self.root is None:
+            return noise
+        return (self.mean + noise.flatten(1) @ self.root).view_as(noise)
 
     def label(self, first: int, last: int) -> Tensor | None:
         """Returns the classes of the samples from `first` to before `last`, with shape (B,)."""

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nfm.artifacts import save_tensors
+from nfm.artifacts import load_tensors, save_tensors
 from nfm.build.checks import check_shape
 from nfm.build.measure import SPLITS, Measure, Reference, Tally, features_path, load_measure, reference_path
 from nfm.build.solve import make_solver
@@ -45,6 +46,12 @@ def evaluate_student(root: Path, params: Params, coupling: str, seed: int) -> No
         model = student.model
         check_shape(weights, model.shape, measure.test.shape)
         draws = _draws(section, measure.test, bool(model.classes), run.device)
+        moments = root / "artifacts" / "coupling" / item / "moments.safetensors"
+        if section.start == "covariance" and moments.is_file():
+            tensors, _ = load_tensors(moments)
+            values, vectors = torch.linalg.eigh(tensors["covariance"])
+            matrix = (vectors @ torch.diag(values**0.5) @ vectors.T).float()
+            draws = replace(draws, mean=tensors["mean"].float(), root=matrix)
         metrics: dict[str, Any] = {"yardstick": measure.yardstick}
         kept: dict[str, Tensor] = {}
         for solver, nfe in [("euler", 1)] if student.one_step else _settings(section):

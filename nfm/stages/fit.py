@@ -1,6 +1,7 @@
 """A training as the stages run it: one split, one section, one seed."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -38,7 +39,9 @@ def fit(
         model = make_model()
     return train(
         model,
-        lambda model, index, generator: loss(model, read_batch(split, index, run.device), generator),
+        lambda model, index, generator, progress: loss(
+            model, replace(read_batch(split, index, run.device), progress=progress), generator
+        ),
         count=len(split),
         plan=make_plan(section, params.run),
         seed=seed,

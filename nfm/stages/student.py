@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nfm.build.coupling import load_coupling
 from nfm.build.student import make_student, save_student, student_arguments
-from nfm.config import Params
+from nfm.config import Params, TeacherCoupling
 from nfm.data.shards import Split
 from nfm.stages.fit import fit
 from nfm.stages.run import stage_run
@@ -26,6 +26,7 @@ def student(root: Path, params: Params, coupling: str, seed: int) -> None:
         inputs=[data / "manifest.json", pairing / "coupling.json"],
         tags={"seed": seed, "coupling": coupling},
     ) as run:
+        # Its own section, too: it is in coupling.json, and so a dependency.
         pairs_of = load_coupling(pairing, split, run.device, verify=True)
 
         def loss(model, batch, generator):
@@ -33,7 +34,12 @@ def student(root: Path, params: Params, coupling: str, seed: int) -> None:
             learnt = (model, pairs.data, pairs.noise, pairs.label if section.conditional else None, generator)
             if pairs_of.one_step:
                 return one_step_loss(*learnt, **drop)
-            return student_loss(*learnt, time_mean=section.time.mean, time_std=section.time.std, **drop)
+            times = {"time_mean": section.time.mean, "time_std": section.time.std}
+            pairing = params.coupling[coupling]
+            if isinstance(pairing, TeacherCoupling):
+                mix = pairing.independent
+                times |= {"share": mix.share * (batch.progress >= mix.after), "below": mix.below}
+            return student_loss(*learnt, **times, **drop)
 
         trained = fit(run, lambda: make_student(arguments), loss, split, section.train, params, seed)
         run.write_metrics(f"student/{item}", {"loss": trained.loss, "skipped": trained.skipped})

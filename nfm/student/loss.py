@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from nfm.coupling.base import normal_like
 from nfm.nn.embed import drop
 from nfm.student.path import interpolate, logit_normal
 
@@ -17,6 +18,8 @@ def student_loss(
     time_mean: float,
     time_std: float,
     label_drop: float,
+    share: float = 0.0,
+    below: float = 1.0,
 ) -> Tensor:
     r"""Evaluates the squared error of a velocity on the linear paths of given pairs.
 
@@ -35,11 +38,17 @@ def student_loss(
         time_mean: Mean of n.
         time_std: Standard deviation of n.
         label_drop: Probability that a label is dropped.
+        share: Probability that a pair's noise is replaced by an independent draw of N(0, I).
+        below: Time from which on none is.
 
     Returns:
         The mean over batch and dimensions, a scalar.
     """
     t = logit_normal(len(data), generator, mean=time_mean, std=time_std, device=data.device, dtype=data.dtype)
+    if share:
+        drawn = torch.rand(len(data), generator=generator, device=data.device)
+        replaced = ((drawn < share) & (t < below)).reshape(-1, *[1] * (data.ndim - 1))
+        noise = torch.where(replaced, normal_like(noise, generator), noise)
     x_t, v_t = interpolate(data, noise, t)
     prediction = model(x_t, t, label, drop(label, label_drop, generator))
     return (prediction - v_t).square().mean()

@@ -15,7 +15,7 @@ from nfm.train.order import batch_indices, pieces
 from nfm.train.plan import Plan
 from nfm.train.schedule import learning_rate
 
-Loss = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
+Loss = Callable[[nn.Module, Tensor, torch.Generator, float], Tensor]  # the last: share of the updates made
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Updater:
         counters, device = (step, piece.start), self._accelerator.device
         generator = generator_for(self._seed, *counters, device=device)
         _seed_layers(generator_for(self._seed, *counters, 1).initial_seed(), device)
-        loss = self._loss(self._model, rows[piece], generator)
+        loss = self._loss(self._model, rows[piece], generator, step / self._plan.steps)
         if loss.ndim:
             raise ValueError(f"loss has shape {tuple(loss.shape)}, expected a scalar; take the mean")
         return loss
