@@ -196,7 +196,7 @@ class Gate(Section):
 class Independents(Section):
     """A share of pairs whose noise is replaced by an independent draw."""
 
-    share: Share
+    share: Annotated[float, Field(ge=0, le=1)]
     after: Share  # of the updates, before which none is
     below: Annotated[float, Field(gt=0, le=1)]  # times t above which none is
 
