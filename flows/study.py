@@ -11,7 +11,7 @@ from prefect import State, flow
 from prefect.states import Completed, Failed
 
 from flows.pipeline import REFUSED, pipeline
-from flows.workspace import params_of, place_of
+from flows.workspace import commit_of, params_of, place_of
 from nfm.artifacts import write_json
 from nfm.errors import InputError
 from nfm.figures import fd_curves
@@ -40,7 +40,7 @@ def study(name: str) -> State[None]:
         if not state.is_completed():
             return Failed(message=f"{variant}: {state.message}")
     summaries = {v: _summary(place_of(root, p)) for v, p in params.items()}
-    results = joined(asked, summaries)
+    results = joined(asked, summaries, commit_of(root))
     write_json(root / FOLDER / f"{name}.json", results)
     fd_curves({row.name: row.fd for row in rows(results)}, root / FOLDER / f"{name}.svg")
     return Completed(message=f"{FOLDER / name}.json: {len(summaries)} variants")

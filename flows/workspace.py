@@ -18,9 +18,10 @@ from nfm.errors import InputError
 from nfm.recipes import recipe_text
 
 FOLDER = ".workspaces"
-# Params that name files of the user's, relative to the project's folder, and files that a command has fetched.
-USER_FILES = (("data", "folder"),)
-FETCHED = (INCEPTION,)
+# Keys of a data section that name files of the user's, relative to the project's folder.
+USER_FILES = ("folder", "archive", "train", "test", "autoencoder")
+# What commands have fetched: weights, and objects of a store.
+FETCHED = (INCEPTION, ".cache/s3")
 
 
 def params_of(root: Path, recipe: str | None, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -77,6 +78,14 @@ def place_of(root: Path, params: Mapping[str, Any]) -> Path:
     """Returns where the workspace of a set of params is, or would be."""
     content = json.dumps(params, sort_keys=True).encode()
     return root / FOLDER / hashlib.sha256(content).hexdigest()[:12]
+
+
+def commit_of(root: Path) -> str:
+    """Returns the hash of the checkout's commit, with "-dirty" where tracked files differ; "none" outside git."""
+    try:
+        return _git(root, "describe", "--always", "--abbrev=40", "--dirty", "--exclude", "*").strip()
+    except InputError:
+        return "none"
 
 
 def _copy_changes(root: Path, folder: Path, keep: set[str]) -> None:
@@ -147,8 +156,12 @@ def _plain(value: Any) -> Any:
 
 def _link_user_files(root: Path, folder: Path, params: Mapping[str, Any]) -> None:
     """Lets relative paths in the params, and what was fetched, lead to the same files from the workspace."""
-    for name in [*((params.get(section) or {}).get(key) for section, key in USER_FILES), *FETCHED]:
-        if not name or Path(name).is_absolute():
+    data = params.get("data", {})
+    named = [section[key] for section in (data, data.get("images", {})) for key in USER_FILES if key in section]
+    if any(name.startswith("s3://") for name in named):
+        (root / ".cache" / "s3").mkdir(parents=True, exist_ok=True)  # so that every workspace fetches into it
+    for name in [*named, *FETCHED]:
+        if Path(name).is_absolute() or name.startswith("s3://"):
             continue
         source, link = root / name, folder / name
         if source.exists() and not link.exists():

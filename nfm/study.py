@@ -51,11 +51,17 @@ def load_study(name: str) -> Study:
         raise InputError(f"study {name}: {sentences(error, mapping)[0]}") from error
 
 
-def joined(study: Study, summaries: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Returns a study's results: its question, and for each variant its overrides and its run's summary."""
+def joined(study: Study, summaries: Mapping[str, dict[str, Any]], commit: str) -> dict[str, Any]:
+    """Returns a study's results: its question, and for each variant its overrides and its run's summary.
+
+    Arguments:
+        study: The study.
+        summaries: Of its variants' runs, by name.
+        commit: Of the code that they ran.
+    """
     # A list, since the file's keys are sorted and the variants have an order.
     variants = [{"name": n, "overrides": study.variants[n], "summary": summary} for n, summary in summaries.items()]
-    return {**study.model_dump(include={"question", "recipe", "common"}), "variants": variants}
+    return {**study.model_dump(include={"question", "recipe", "common"}), "commit": commit, "variants": variants}
 
 
 @dataclass(frozen=True)

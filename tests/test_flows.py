@@ -328,7 +328,11 @@ def test_a_workspace_keeps_relative_remotes_and_user_files_in_place(tiny: Tiny):
     (tiny.root / "inputs" / "inception.pth").write_text("fetched")
     with (tiny.root / ".gitignore").open("a") as file:
         file.write("/inputs/\n")
-    folder = workspace(tiny.root, {"data": {"folder": "images"}})
+    (tiny.root / "photos").mkdir()
+    (tiny.root / "vae").mkdir()
+    nested = {"folder": "images", "images": {"train": "photos", "test": "s3://bucket/photos"}, "autoencoder": "vae"}
+    folder = workspace(tiny.root, {"data": nested})
+    assert all((folder / name).resolve() == tiny.root / name for name in ("photos", "vae", ".cache/s3"))
     with Repo(str(folder)) as repo:
         assert repo.config["remote"]["near"]["url"] == str(tiny.root.parent / "store")
         assert repo.config["core"]["remote"] == "near"

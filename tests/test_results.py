@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nfm.study import load_study, table
+from nfm.study import load_study, study_names, table
 
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted((ROOT / "results" / "studies").glob("*.json"))
@@ -13,8 +13,13 @@ STUDIES = sorted((ROOT / "results" / "studies").glob("*.json"))
 
 @pytest.mark.parametrize("path", STUDIES, ids=[path.stem for path in STUDIES])
 def test_a_studys_table_is_that_of_its_file_and_the_file_that_of_its_recipe(path: Path):
-    results, study = json.loads(path.read_text()), load_study(path.stem)
-    assert table(results) in (ROOT / "docs" / "results.md").read_text()
+    results, text = json.loads(path.read_text()), (ROOT / "docs" / "results.md").read_text()
+    assert table(results) in text
+    if path.stem not in study_names():
+        # Its options did not help and are gone; the page says where they are.
+        assert f"`{results['commit'][:7]}`" in text
+        return
+    study = load_study(path.stem)
     assert results["question"] == study.question
     assert results["common"] == {k: list(v) if isinstance(v, tuple) else v for k, v in study.common.items()}
     assert [variant["name"] for variant in results["variants"]] == list(study.variants)

@@ -56,6 +56,7 @@ def test_a_study_joins_the_summaries_of_its_variants(
     assert flows.study.main(["draws"]) == 0
     results = json.loads((tmp_path / "results" / "studies" / "draws.json").read_text())
     assert [variant["overrides"] for variant in results["variants"]] == list(load_study("draws").variants.values())
+    assert results["commit"] == "none"
     assert seen[1] == {**results["common"], "coupling.teacher.draws": 4}
     assert (
         table(results).splitlines()[3]
