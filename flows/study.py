@@ -42,7 +42,7 @@ def study(name: str) -> State[None]:
     summaries = {v: _summary(place_of(root, p)) for v, p in params.items()}
     results = joined(asked, summaries, commit_of(root))
     write_json(root / FOLDER / f"{name}.json", results)
-    fd_curves({row.name: row.fd for row in rows(results)}, root / FOLDER / f"{name}.svg")
+    fd_curves({row.name: row.fd for row in rows(results)}, root / FOLDER / f"{name}.svg", images="validation")
     return Completed(message=f"{FOLDER / name}.json: {len(summaries)} variants")
 
 

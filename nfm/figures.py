@@ -39,6 +39,8 @@ COLOURS = {
     "inverse-regression": "#7a003c",
 }
 SPARE = ("#009e73", "#b8559b", "#a07800", "#5b4bb0")
+CROWD = 6  # curves whose names fit inside their axes
+DASHES = ("-", "--", ":")  # tell unknown names apart that share a colour
 MARKERS = {"independent": "o", "minibatch-ot": "^", "semidiscrete-ot": "s", "teacher": "D", "inverse-regression": "X"}
 
 INK, MUTED, RULE, PAPER = "#1f2328", "#6a7078", "#d9dce0", "#fffffe"
@@ -89,6 +91,11 @@ def colours(couplings: Sequence[str]) -> dict[str, str]:
     unknown = [name for name in couplings if name not in COLOURS]
     spare = {name: SPARE[i % len(SPARE)] for i, name in enumerate(unknown)}
     return {name: COLOURS.get(name) or spare[name] for name in couplings}
+
+
+def _dashes(names: Sequence[str]) -> dict[str, str]:
+    unknown = [name for name in names if name not in COLOURS]
+    return {name: DASHES[i // len(SPARE) % len(DASHES)] for i, name in enumerate(unknown)}
 
 
 def tile(images: Tensor, columns: int, *, size: int = 32, gap: int = 2) -> np.ndarray:
@@ -153,6 +160,7 @@ def fd_curves(
     teacher: float | None = None,
     heun: Sequence[int] = (),
     metric: str = "FD",
+    images: str = "test",
 ) -> Figure:
     """Draws FD against NFE on logarithmic axes: means of seeds, shaded by one standard deviation.
 
@@ -163,9 +171,10 @@ def fd_curves(
         teacher: FD of the teacher's own denoised samples, drawn as a line.
         heun: NFEs that Heun sampled; Euler sampled the others.
         metric: "FD", or "FID" on Inception's features, with its full name where there is one.
+        images: What it was measured against: "test" or "validation".
     """
     with _drawn(path, 5.0, 3.9) as canvas:
-        _draw_curves(canvas.add_subplot(), fd, floor, teacher, heun, metric)
+        _draw_curves(canvas.add_subplot(), fd, floor, teacher, heun, metric, images)
     return Figure(path, _curves_alt(fd, floor, teacher, metric))
 
 
@@ -328,11 +337,17 @@ def _draw_cells(ax: "Axes", cells: list[list[np.ndarray]], rows: Sequence[str], 
 
 
 def _draw_curves(
-    ax: "Axes", fd: Values, floor: float | None, teacher: float | None, heun: Sequence[int], metric: str
+    ax: "Axes",
+    fd: Values,
+    floor: float | None,
+    teacher: float | None,
+    heun: Sequence[int],
+    metric: str,
+    images: str = "test",
 ) -> None:
     from matplotlib.ticker import NullLocator
 
-    shades, low, high = colours(list(fd)), [floor] if floor else [], []
+    shades, dashes, low, high = colours(list(fd)), _dashes(list(fd)), [floor] if floor else [], []
     # The legend lists curves from the top down.
     for name in sorted(fd, key=lambda name: -_means(fd[name])[0]):
         nfe, mean = [int(n) for n in fd[name]], np.array(_means(fd[name]))
@@ -346,6 +361,7 @@ def _draw_curves(
             color=shades[name],
             label=label(name),
             marker=MARKERS.get(name, "v"),
+            ls=dashes.get(name, "-"),
             lw=1.6,
             ms=4.5 if len(nfe) > 1 else 7,  # a point by itself has no line that leads to it
             mec=PAPER,
@@ -370,8 +386,11 @@ def _draw_curves(
     ax.set_axisbelow(True)
     solvers = f", Heun at {', '.join(map(str, heun))}" if heun else ""
     ax.set_xlabel(f"network evaluations (NFE){solvers}")
-    ax.set_ylabel(f"{metric} to the test images")
-    ax.legend(loc="upper right")
+    ax.set_ylabel(f"{metric} to the {images} images")
+    if len(fd) <= CROWD:
+        ax.legend(loc="upper right")
+    else:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.14), ncols=2, fontsize=8.5)
 
 
 def _draw_paths(ax: "Axes", points: np.ndarray, shade: str) -> None:
