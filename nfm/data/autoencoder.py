@@ -13,7 +13,7 @@ from nfm.errors import InputError
 
 FORMAT = "nfm-autoencoder-1"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-BATCH = 8  # images at once: at 256x256 each takes about half a GB of activations
+BATCH = 8  # images at once, whose activations are many times their size
 
 
 class Autoencoder:
