@@ -39,7 +39,7 @@ Patch = tuple[PositiveInt, PositiveInt]
 class Section(BaseModel):
     """A part of params.yaml: frozen, strictly typed, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

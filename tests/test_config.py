@@ -29,6 +29,7 @@ WRONG = {
     "unknown data set": ({"data.kind": "digit"}, "data.kind is 'digit'"),
     "unknown coupling kind": ({"coupling.teacher.kind": "otx"}, "'minibatch-ot'"),
     "neither number nor online": ({"coupling.teacher.draws": "offline"}, "or 'online'"),
+    "infinity": ({"teacher.noise_std": float("inf")}, "teacher.noise_std is inf"),
     "even NFE for Heun": ({"evaluate.heun": [4]}, "odd"),
     "NFE 0": ({"evaluate.euler": [0]}, "evaluate.euler.0 is 0"),
     "nothing to evaluate": ({"evaluate.euler": [], "evaluate.heun": []}, "both empty"),

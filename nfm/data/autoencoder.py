@@ -1,5 +1,6 @@
 """A frozen autoencoder between pixels and latents: diffusers' AutoencoderKL."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from nfm.artifacts import digest, load_tensors, read_json, save_tensors, sha256
+from nfm.artifacts import digest, load_tensors, save_tensors, sha256
 from nfm.data.shards import from_uint8, to_uint8
 from nfm.errors import InputError
 
@@ -147,7 +148,10 @@ def _check_files(folder: Path, key: str) -> None:
     for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
             raise InputError(f"{key} is {folder}, which holds no {name}; {wanted}")
-    config = read_json(folder / "config.json")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise InputError(f"{key} is {folder}, whose config.json is damaged: {_line(error)}; fetch it again") from error
     kind = config.get("_class_name") if isinstance(config, dict) else None
     if kind != "AutoencoderKL":
         raise InputError(f"{key} is {folder}, whose config.json is of a {kind}; {wanted}")
