@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from nfm.artifacts import load_tensors, read_json, sha256
 from nfm.build.data import make_source, with_latents
@@ -19,8 +21,9 @@ from nfm.data.autoencoder import load_autoencoder
 from nfm.data.shards import Split, from_uint8, to_uint8
 from nfm.data.writing import write_splits
 from nfm.errors import InputError
-from nfm.plan.forecast import forecast
+from nfm.plan.forecast import forecast, measure
 from nfm.plan.size import data_size
+from nfm.recipes import load_recipe
 from nfm.stages.couple import couple
 from nfm.stages.evaluate import evaluate_student, evaluate_teacher
 from nfm.stages.features import features
@@ -105,7 +108,7 @@ def ran(tmp_path_factory):
     params = params_of()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NFM_TRACKER", "none")
-        prepare(root, params)
+        flops = {"prepare": counted(prepare, root, params)}
         (root / "vae").rename(root / "away")
         features(root, params)
         reference(root, params)
@@ -113,10 +116,19 @@ def ran(tmp_path_factory):
         for coupling in params.couplings:
             couple(root, params, coupling, 0)
             student(root, params, coupling, 0)
-            evaluate_student(root, params, coupling, 0)
-        evaluate_teacher(root, params, 0)
+            flops["evaluate"] = counted(evaluate_student, root, params, coupling, 0)
+        flops["evaluate-teacher"] = counted(evaluate_teacher, root, params, 0)
         report(root, params)
+    (root / "flops.json").write_text(json.dumps(flops))
     return params, root
+
+
+def counted(stage, *arguments):
+    """Returns the FLOPs of a stage."""
+    # torch's fused attention of the CPU is unknown to its own counter.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        stage(*arguments)
+    return counter.get_total_flops()
 
 
 def model_of(root):
@@ -197,14 +209,55 @@ def test_the_reference_is_of_real_pixels(ran):
     torch.testing.assert_close(again.statistics.mean, reference.statistics.mean)
 
 
+def with_folder(params):
+    """Returns the params with the autoencoder where it was moved to."""
+    return params.model_copy(update={"data": params.data.model_copy(update={"autoencoder": "away"})})
+
+
 def test_planned_bytes_are_those_of_the_files(ran):
     params, root = ran
-    planned = forecast(params, data_size(params.data, root, None, None), disk=0)
+    planned = forecast(params, data_size(with_folder(params).data, root, None, None), disk=0)
+    found = {artifact.path: artifact.bytes for artifact in planned.artifacts}
     for split in ("train", "test"):
-        (artifact,) = [a for a in planned.artifacts if a.path == f"artifacts/data/{split}"]
-        files = [f for f in (root / "artifacts/data" / split).iterdir() if f.suffix in (".u8", ".f16", ".i64")]
-        assert artifact.bytes == sum(file.stat().st_size for file in files)
-    assert any("autoencoder" in note for note in planned.notes)
+        files = [f for f in (root / "artifacts/data" / split).iterdir() if f.suffix != ".json"]
+        written = sum(file.stat().st_size for file in files)
+        assert 0 <= written - found[f"artifacts/data/{split}"] < 40_000  # the header of the weights' file
+    decoder = "artifacts/reference/autoencoder.safetensors"
+    assert 0 <= (root / decoder).stat().st_size - found[decoder] < 40_000
+
+
+def test_planned_flops_are_those_that_the_autoencoder_computes(ran):
+    params, root = ran
+    size = data_size(with_folder(params).data, root, None, None)
+    planned = {stage.name: stage.flops / stage.runs for stage in forecast(params, size, disk=0).stages}
+    for name, flops in json.loads((root / "flops.json").read_text()).items():
+        assert planned[name] == pytest.approx(flops, rel=0.02), name
+
+
+def test_every_unit_of_latents_is_measured(ran):
+    params, root = ran
+    size = data_size(with_folder(params).data, root, None, None)
+    stages = forecast(params, size, disk=0).stages
+    seconds = measure(params, size, stages, CPU, seconds=0.01)
+    assert {"autoencoder.encode/8", "autoencoder.decode/8"} <= set(seconds)
+    assert all(value > 0 for value in seconds.values())
+
+
+def test_without_its_folder_the_autoencoder_is_planned_as_stable_diffusions(tmp_path):
+    """Its 83.65 M weights, and 8 pixels along the side of a latent's place."""
+    params = load_recipe("imagenet256")
+    planned = forecast(params, data_size(params.data, tmp_path, None, None), disk=0)
+    assert planned.parameters["autoencoder"] == pytest.approx(83.65e6, rel=0.001)
+
+
+def test_a_config_that_is_damaged_is_one_sentence_for_the_plan_too(tmp_path):
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae/config.json").write_text("{")
+    with pytest.raises(InputError, match=r"vae/config\.json is no JSON"):
+        data_size(params_of().data, tmp_path, 4, 2)
+    (tmp_path / "vae/config.json").write_text('{"block_out_channels": [32, 33], "norm_num_groups": "x"}')
+    with pytest.raises(InputError, match=r"diffusers refuses"):
+        forecast(params_of(), data_size(params_of().data, tmp_path, 4, 2), disk=0)
 
 
 def test_a_cut_off_prepare_goes_on_with_the_same_bytes_unless_the_autoencoder_is_another(project, monkeypatch):

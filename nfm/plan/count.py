@@ -117,6 +117,19 @@ def features_cost(classifier: Classifier, shape: tuple[int, int, int]) -> Cost:
     return _count(lambda: classifier.features(torch.zeros(1, *shape, device="meta")))
 
 
+def pixels_cost(autoencoder: nn.Module, shape: tuple[int, int, int], *, decode: bool) -> Cost:
+    """Counts the way from pixels to a latent, or back.
+
+    Arguments:
+        autoencoder: diffusers' AutoencoderKL.
+        shape: Of what goes in, (C, H, W).
+        decode: Whether that is a latent.
+    """
+    call: Any = autoencoder.decode if decode else autoencoder.encode
+    with torch.no_grad():
+        return _count(lambda: call(torch.zeros(1, *shape, device="meta")))
+
+
 def classify_cost(classifier: Classifier, shape: tuple[int, int, int]) -> Cost:
     """Counts telling an image's class."""
     return _count(lambda: classifier(torch.zeros(1, *shape, device="meta")))

@@ -25,7 +25,7 @@ class Forecast:
 
     Attributes:
         size: Of the data set.
-        parameters: Trained weights by network.
+        parameters: Weights by network; those of latents' autoencoder are not trained.
         stages: What computes, in the order of dvc.yaml.
         artifacts: What is written.
         draws: Stored against online draws; None without a teacher's coupling.
@@ -57,6 +57,8 @@ def forecast(params: Params, size: Size, *, disk: float) -> Forecast:
         "teacher": count.parameters(networks.teacher),
         "student": count.parameters(networks.student),
     }
+    if networks.autoencoder is not None:
+        numbers["autoencoder"] = count.parameters(networks.autoencoder)
     listed = stages(params, size, networks)
     written = artifacts(params, size, networks)
     return Forecast(size, numbers, listed, written, advise(params, size, disk), _notes(params, size, networks))
@@ -120,8 +122,8 @@ def _notes(params: Params, size: Size, networks: Networks) -> list[str]:
     ]
     if size.kept:
         notes.append(
-            f"The autoencoder encodes {size.train + size.test:,} images in prepare and decodes every sample that is "
-            "measured: neither that nor its file is in the tables."
+            "The autoencoder is the one that data.autoencoder/config.json describes, or as wide as Stable Diffusion's "
+            "where that file is not there; it encodes in prepare and decodes every sample that is measured."
         )
     whole = 4 * size.train * size.dimensions
     names = [name for name in params.couplings if isinstance(params.coupling[name], SemidiscreteOTCoupling)]

@@ -34,6 +34,7 @@ from nfm.coupling.inverse import InverseRegression
 from nfm.coupling.minibatch_ot import MinibatchOT
 from nfm.coupling.semidiscrete_ot import CHECKS, SemidiscreteOT, fit_potentials
 from nfm.coupling.teacher import TeacherDraws, TeacherOnline, encode_draws
+from nfm.data.autoencoder import Autoencoder
 from nfm.data.examples import Examples, Source
 from nfm.data.shards import Split
 from nfm.data.writing import write_splits
@@ -42,6 +43,7 @@ from nfm.figures import draw_card, sample_grid
 from nfm.metrics.features import FEATURES, classifier_loss, rotation_loss
 from nfm.metrics.fidelity import classifier_extractor, extract, fidelity, frechet
 from nfm.metrics.statistics import KEPT, Accumulator, Statistics
+from nfm.plan.networks import autoencoder_maker
 from nfm.plan.size import Shape, Size
 from nfm.random import generator_for
 from nfm.solve.sample import initial_noise
@@ -88,6 +90,9 @@ class Bench:
         self.teacher = make_teacher(teacher_arguments(params.teacher, shape, classes)).to(device)
         self.frozen = copy.deepcopy(self.teacher).eval().requires_grad_(False)
         self.student = make_student(student_arguments(params.student, shape, classes)).to(device)
+        self.autoencoder = None
+        if size.autoencoder is not None:
+            self.autoencoder = Autoencoder(autoencoder_maker(size.autoencoder)(), 1.0, 0.0, device)
 
     def time(self, units: set[str]) -> dict[str, float]:
         """Returns the seconds of each unit, see `nfm.plan.work`."""
@@ -127,8 +132,10 @@ class Bench:
         given = label if self.teacher.classes else None
         match kind:
             case "features.forward":
-                extractor, pixels = classifier_extractor(self.features), self.images.raw(torch.arange(len(noise)))
+                extractor, pixels = classifier_extractor(self.features), self._raw(len(noise))
                 return self._repeated(lambda: Accumulator().add(extract(extractor, pixels)))
+            case "autoencoder.encode" | "autoencoder.decode":
+                return self._pixels(noise, kind.endswith("decode"))
             case "teacher.encode":
                 return self._encode(len(noise))
             case "teacher.decode":
@@ -199,6 +206,13 @@ class Bench:
 
         return self._repeated(encode)
 
+    def _pixels(self, latents: torch.Tensor, decode: bool) -> float:
+        autoencoder, pixels = self.autoencoder, self._raw(len(latents))
+        assert autoencoder is not None
+        if decode:
+            return self._repeated(lambda: autoencoder.decode(latents))
+        return self._repeated(lambda: autoencoder.encode(pixels))
+
     @torch.no_grad()
     def _bits(self, noise: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
         initial_noise(len(noise), self.split.shape, 0)
@@ -264,6 +278,10 @@ class Bench:
         label = self.split.labels(torch.arange(count) % len(self.split))
         noise = torch.randn(count, *self.split.shape, generator=generator_for(0))
         return noise.to(self.device), None if label is None else label.to(self.device)
+
+    def _raw(self, count: int) -> torch.Tensor:
+        """Returns the pixels of some images."""
+        return self.images.raw(torch.arange(count) % len(self.images))
 
     def _repeated(self, call: Callable[[], object], least: int = 3) -> float:
         """Returns the mean seconds of a call, after one that does not count."""

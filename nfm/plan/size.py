@@ -1,8 +1,10 @@
 """How large a data set is, from its section, without reading an image."""
 
+import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from nfm.build.data import ImageSection, make_source
 from nfm.config import Cifar10Data, DataSection, DigitsData, FolderData, ImagenetData, LatentsData, MnistData
@@ -22,6 +24,7 @@ class Size:
         test: Images to measure on.
         kept: Of latents, how many images of each split keep their pixels, at most; 0 for images.
         pixels: Of latents, the shape of an image.
+        autoencoder: Of latents, the configuration of the AutoencoderKL between the two.
     """
 
     shape: Shape
@@ -30,6 +33,7 @@ class Size:
     test: int
     kept: int = 0
     pixels: Shape | None = None
+    autoencoder: dict[str, Any] | None = None
 
     @property
     def dimensions(self) -> int:
@@ -60,7 +64,7 @@ def data_size(section: DataSection, root: Path, images: int | None, classes: int
         InputError: It is a folder that is not there, and no number of images is given.
     """
     if isinstance(section, LatentsData):
-        return _encoded(data_size(section.images, root, images, classes), section)
+        return _encoded(data_size(section.images, root, images, classes), section, root)
     if isinstance(section, FolderData) and images is None:
         return _listed(section, root, classes)
     shape, train, test, known = _published(section, images)
@@ -74,9 +78,37 @@ def data_size(section: DataSection, root: Path, images: int | None, classes: int
     return Size(shape, known if classes is None else classes, train, test)
 
 
-def _encoded(size: Size, section: LatentsData) -> Size:
+def _encoded(size: Size, section: LatentsData, root: Path) -> Size:
     height, width = (side // section.factor for side in size.shape[1:])
-    return replace(size, shape=(section.channels, height, width), kept=section.keep, pixels=size.shape)
+    config = _configuration(section, root, size.shape[0])
+    shape = (section.channels, height, width)
+    return replace(size, shape=shape, kept=section.keep, pixels=size.shape, autoencoder=config)
+
+
+def _configuration(section: LatentsData, root: Path, colours: int) -> dict[str, Any]:
+    """Returns what the autoencoder's folder says; where there is none, Stable Diffusion's widths for the factor.
+
+    References:
+        High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022).
+        https://arxiv.org/abs/2112.10752
+    """
+    try:
+        return json.loads((root / section.autoencoder / "config.json").read_text())
+    except FileNotFoundError:
+        levels = section.factor.bit_length()
+        return {
+            "in_channels": colours,
+            "out_channels": colours,
+            "latent_channels": section.channels,
+            "block_out_channels": [128 * min(2**level, 4) for level in range(levels)],
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+            "layers_per_block": 2,
+        }
+    except ValueError as error:
+        raise InputError(
+            f"{root / section.autoencoder / 'config.json'} is no JSON ({error}); fetch the autoencoder again"
+        ) from error
 
 
 def _published(section: ImageSection, images: int | None) -> tuple[Shape, int, int, int]:

@@ -61,9 +61,10 @@ def artifacts(params: Params, size: Size, networks: Networks) -> list[Artifact]:
     features, teacher, student = map(count.weight_bytes, (networks.features, networks.teacher, networks.student))
     settings = len(params.evaluate.euler) + len(params.evaluate.heun)
     shown = min(SHOWN, size.classes or SHOWN) * math.prod(size.image)
+    decoder = 0 if networks.autoencoder is None else count.weight_bytes(networks.autoencoder)
     found = [
         *(
-            Artifact(f"artifacts/data/{split}", _data(size, images, labels), 1)
+            Artifact(f"artifacts/data/{split}", decoder + _data(size, images, labels), 1)
             for split, images in (("train", size.train), ("test", size.test))
         ),
         Artifact("artifacts/features/features.safetensors", features, 1),
@@ -71,6 +72,7 @@ def artifacts(params: Params, size: Size, networks: Networks) -> list[Artifact]:
             Artifact(f"artifacts/reference/{split}.safetensors", _reference(params, size.visible(images), labels), 1)
             for split, images in (("train", size.train), ("test", size.test))
         ),
+        *([Artifact("artifacts/reference/autoencoder.safetensors", decoder, 1)] if decoder else []),
         Artifact("artifacts/teacher/S/teacher.safetensors", teacher, seeds),
     ]
     for name in params.coupling:
@@ -96,7 +98,7 @@ def artifacts(params: Params, size: Size, networks: Networks) -> list[Artifact]:
 
 
 def _data(size: Size, images: int, labels: int) -> int:
-    """Returns the bytes of a split; the autoencoder, whose size the params do not tell, is not among them."""
+    """Returns the bytes of a split without what decodes its latents."""
     pixels = math.prod(size.image) * size.visible(images)
     return labels * images + pixels + (HALF * size.dimensions * images if size.kept else 0)
 

@@ -15,6 +15,7 @@ from nfm.config import (
     Train,
 )
 from nfm.coupling.semidiscrete_ot import CHECKS
+from nfm.data.autoencoder import BATCH as PIXEL_BATCH
 from nfm.metrics.features import TURNS
 from nfm.plan import count
 from nfm.plan.count import Cost
@@ -85,6 +86,7 @@ def stages(params: Params, size: Size, networks: Networks) -> list[Stage]:
     """Lists the stages that compute, in the order of dvc.yaml."""
     seeds, couplings = len(params.seeds), params.couplings
     found = [
+        *([Stage("prepare", 1, (_pixels(size, networks, size.train + size.test, decode=False),))] if size.kept else []),
         Stage("features", 1, tuple(_features(params, size, networks))),
         Stage("reference", 1, tuple(_reference(params, size, networks))),
         Stage("teacher", seeds, (_teacher(params, networks),)),
@@ -187,6 +189,8 @@ def _evaluate_teacher(params: Params, size: Size, networks: Networks) -> Iterato
 def _fidelity(params: Params, size: Size, networks: Networks, sets: int, *, labelled: bool) -> Iterator[Work]:
     """Measures some sets of samples against the references."""
     samples = sets * params.evaluate.samples
+    if size.kept:
+        yield _pixels(size, networks, samples, decode=True)
     yield _extraction(params, size, networks, samples)
     if labelled:
         yield _calls("features.forward", BATCH, samples, count.classify_cost(networks.features, size.image))
@@ -199,6 +203,13 @@ def _extraction(params: Params, size: Size, networks: Networks, images: int) -> 
     if params.evaluate.inception is not None:
         return _calls("inception.forward", BATCH, images, INCEPTION)
     return _calls("features.forward", BATCH, images, count.features_cost(networks.features, size.image))
+
+
+def _pixels(size: Size, networks: Networks, images: int, *, decode: bool) -> Work:
+    """Turns pixels into latents, or latents into pixels."""
+    assert networks.autoencoder is not None
+    cost = count.pixels_cost(networks.autoencoder, size.shape if decode else size.image, decode=decode)
+    return _calls(f"autoencoder.{'decode' if decode else 'encode'}", PIXEL_BATCH, images, cost)
 
 
 def _updates(unit: str, train: Train, params: Params, costs: Mapping[str, Cost]) -> Work:
