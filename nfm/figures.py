@@ -449,7 +449,7 @@ def _means(values: Mapping[str, Sequence[float]]) -> list[float]:
 
 
 def _detour(points: np.ndarray) -> float:
-    """Returns the median of length over chord, less 1, of paths with shape (S + 1, B, 2); 0 for one that stands still."""
+    """Returns the median of length over chord, less 1, of paths with shape (S + 1, B, 2); 0 for a point."""
     length = np.linalg.norm(np.diff(points, axis=0), axis=2).sum(0)
     chord = np.linalg.norm(points[-1] - points[0], axis=1)
     return float(np.median(np.divide(length, chord, out=np.ones_like(length), where=chord > 0)) - 1)

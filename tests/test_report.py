@@ -452,6 +452,12 @@ def test_a_grid_shows_the_pixels_of_its_images(tmp_path):
     assert 0.35 < columns[-30:].max() < 0.55
 
 
+def test_a_path_around_a_corner_is_longer_than_its_chord_and_one_that_stands_still_is_not(tmp_path):
+    corner = torch.tensor([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]])[:, None]
+    figure = paths({"independent": corner, "teacher": torch.zeros(3, 1, 2)}, tmp_path / "paths.svg")
+    assert figure.alt.endswith("40.0 %; NFM 0.0 %.")
+
+
 def test_svg_figures_are_well_formed_and_know_the_dark(tmp_path):
     couplings = list(MADE_UP)
     figures = [
