@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,22 @@ def test_a_killed_run_goes_on_with_the_missing_shards_and_ends_with_the_same_byt
     assert encoded == list(range(40, COUNT))
     assert outputs(project) == outputs(whole)
     assert not list((project / ".checkpoints").iterdir())
+
+
+def test_of_the_noise_no_more_than_two_batches_are_held(project, monkeypatch):
+    """So that memory does not grow with the number of images."""
+    alive, held = [], []
+
+    def watched(*arguments, **options):
+        array = encode_draws(*arguments, **options).numpy().copy()
+        alive.append(weakref.ref(array))
+        held.append(sum(ref() is not None for ref in alive))
+        return torch.from_numpy(array)
+
+    monkeypatch.setattr(nfm.build.draws, "encode_draws", watched)
+    run(project)
+    assert len(held) == 18  # of six images, four to a shard of 20
+    assert max(held) == 2
 
 
 def test_a_finished_shard_that_was_damaged_is_encoded_again(project, whole, encoded):
