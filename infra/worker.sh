@@ -10,5 +10,4 @@ cd "$checkout"
 rm -f .git/index.lock # left by a kill; nobody else works here
 git fetch --quiet /source/.git HEAD
 git checkout --quiet --force --detach FETCH_HEAD
-export PYTHONPATH="$checkout"
 exec prefect worker start --pool "$1" --type process --with-healthcheck
