@@ -322,7 +322,8 @@ def test_the_image_gets_the_versions_of_the_lock_and_no_tools_of_development():
     assert "--constraints requirements.lock" in run
     assert "grep '^uv==' requirements.lock" in run
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(re.findall(r"--extra (\w+)", run)) == set(extras) - {"dev"}
+    # `stack` is for servers as plain processes, without containers.
+    assert set(re.findall(r"--extra (\w+)", run)) == set(extras) - {"dev", "stack"}
     assert dict(rest.split("=") for name, rest in instructions() if name == "ARG") == {"TORCH": "cpu"}
     packages = re.search(r"--no-install-recommends ([a-z ]+?) &&", " ".join(r for n, r in final_stage() if n == "RUN"))
     assert packages is not None

@@ -23,13 +23,13 @@ from tests.conftest import ROOT
 
 KUBERNETES = ROOT / "infra" / "kubernetes"
 TEMPLATE = json.loads((KUBERNETES / "base-job-template.json").read_text())
-GPU = json.loads((KUBERNETES / "gpu.json").read_text())
+CPU = json.loads((KUBERNETES / "cpu.json").read_text())
 VARIANTS = {
     "defaults": {},
-    "gpu": GPU,
+    "cpu": CPU,
     "everything": {
-        **GPU,
         "gpus": 8,
+        "node_selector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
         "cpu_limit": "16",
         "priority_class": "training",
         "image_pull_secrets": [{"name": "registry"}],
@@ -176,21 +176,29 @@ def test_secrets_are_references_and_no_value_of_one_is_in_the_manifest(variant):
     assert AUTH not in json.dumps(manifest)
 
 
-def test_the_defaults_ask_for_no_gpu_and_the_gpu_variant_for_what_it_says():
-    plain, gpu, all_of_it = (job(variables) for variables in VARIANTS.values())
-    for manifest, count in ((plain, 0), (gpu, 1), (all_of_it, 8)):
+def test_a_job_gets_the_gpus_that_it_asks_for_and_nodes_that_have_them():
+    gpu, cpu, all_of_it = (job(variables) for variables in VARIANTS.values())
+    for manifest, count in ((gpu, 1), (cpu, 0), (all_of_it, 8)):
         resources = container(manifest)["resources"]
         # Kubernetes wants both equal: GPUs are not shared.
         assert resources["limits"]["nvidia.com/gpu"] == resources["requests"]["nvidia.com/gpu"] == count
-    assert pod(plain)["nodeSelector"] == {}
-    assert pod(plain)["tolerations"] == []
-    assert pod(gpu)["nodeSelector"] == GPU["node_selector"]
-    assert pod(gpu)["tolerations"] == GPU["tolerations"]
+    assert pod(gpu)["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     assert container(gpu)["image"].endswith("-gpu")
-    assert "cpu" not in container(plain)["resources"]["limits"], "a job may use the cores that nobody else does"
-    assert pod(all_of_it)["volumes"][0] == VARIANTS["everything"]["workspace"]
-    assert {"name": "OMP_NUM_THREADS", "value": "8"} in container(all_of_it)["env"]
-    assert all_of_it["metadata"]["labels"]["team"] == "vision"
+    assert pod(cpu)["tolerations"] == [], "a job without GPUs keeps nobody from them"
+    assert not container(cpu)["image"].endswith("-gpu")
+    assert pod(gpu)["nodeSelector"] == pod(cpu)["nodeSelector"] == {}
+    assert pod(all_of_it)["nodeSelector"] == VARIANTS["everything"]["node_selector"]
+    assert "cpu" not in container(gpu)["resources"]["limits"], "a job may use the cores that nobody else does"
+    assert container(all_of_it)["resources"]["limits"]["cpu"] == "16"
+
+
+def test_what_a_deployment_sets_reaches_the_job():
+    manifest = job(VARIANTS["everything"])
+    assert pod(manifest)["volumes"][0] == VARIANTS["everything"]["workspace"]
+    assert pod(manifest)["priorityClassName"] == "training"
+    assert {"name": "OMP_NUM_THREADS", "value": "8"} in container(manifest)["env"]
+    assert manifest["metadata"]["labels"]["team"] == "vision"
+    assert manifest["metadata"]["annotations"]["note"] == "one, two"
 
 
 def test_a_real_server_takes_the_work_pool_and_gives_the_template_back(prefect_server):
@@ -214,8 +222,8 @@ def test_the_server_holds_job_variables_against_the_schema(prefect_server):
         def deploy(name: str, variables: dict[str, Any]) -> Any:
             return client.create_deployment(flow_id, name, work_pool_name="checked", job_variables=variables)
 
-        made = client.read_deployment(deploy("good", GPU))
-        assert made.job_variables == GPU
+        made = client.read_deployment(deploy("good", CPU))
+        assert made.job_variables == CPU
         for name, value in (("gpus", "two"), ("gpus", -1), ("tolerations", {"key": "a"}), ("grace_seconds", 1)):
             with pytest.raises(PrefectHTTPStatusError, match=f"Validation failed for field '{name}'"):
                 deploy("bad", {name: value})
@@ -240,8 +248,8 @@ def test_the_values_of_the_charts_name_our_image_and_hold_no_secret():
     image = server["global"]["prefect"]["image"]
     assert (image["repository"], image["prefectTag"]) == ("nfm", version)
     assert worker["worker"]["image"] == image
-    assert TEMPLATE["variables"]["properties"]["image"]["default"] == f"nfm:{version}"
-    assert GPU["image"] == f"nfm:{version}-gpu"
+    assert TEMPLATE["variables"]["properties"]["image"]["default"] == f"nfm:{version}-gpu"
+    assert CPU["image"] == f"nfm:{version}"
     auth = [server["server"]["basicAuth"], worker["worker"]["selfHostedServerApiConfig"]["basicAuth"]]
     assert auth == [{"enabled": True, "existingSecret": "nfm-prefect"}] * 2
     assert server["externalDatabase"]["existingSecret"]
