@@ -10,7 +10,7 @@ from nfm.study import load_study, study_names, table
 
 ROOT = Path(__file__).parents[1]
 # The README has the table of the digits.
-SUMMARIES = [n for n in recipe_names() if n != "digits" and (ROOT / "results" / f"{n}.json").is_file()]
+SUMMARIES = [n for n in recipe_names() if n != "digits" and (ROOT / "results" / f"{n}.json").is_file()] + ["digits-redraw"]
 STUDIES = sorted((ROOT / "results" / "studies").glob("*.json"))
 
 
