@@ -12,18 +12,22 @@ from infra.settings import DEFAULTS, SECRETS, env_file, read_env
 from nfm.errors import InputError
 
 
-def new_secrets() -> dict[str, str]:
+def new_secrets(kept: Mapping[str, str] | None = None) -> dict[str, str]:
     """Returns a random value for every secret, in the form that all servers take.
 
-    The S3 key is "account:user", since Swift knows users by account.
+    Arguments:
+        kept: What has been in use. The account of its S3 key stays, "account:user", for buckets belong to it; so does
+            the user's name for Prefect.
     """
+    pairs = ((kept or {}).get(name, "nfm:") for name in ("NFM_S3_ACCESS_KEY", "NFM_PREFECT_AUTH"))
+    account, user = (pair.partition(":")[0] for pair in pairs)
     return {
         "NFM_POSTGRES_PASSWORD": secrets.token_urlsafe(24),
-        "NFM_S3_ACCESS_KEY": f"nfm:{secrets.token_hex(8)}",
+        "NFM_S3_ACCESS_KEY": f"{account}:{secrets.token_hex(8)}",
         "NFM_S3_SECRET_KEY": secrets.token_urlsafe(30),
         "NFM_MLFLOW_PASSWORD": secrets.token_urlsafe(24),
         "NFM_MLFLOW_SECRET": secrets.token_hex(32),
-        "NFM_PREFECT_AUTH": f"nfm:{secrets.token_urlsafe(24)}",
+        "NFM_PREFECT_AUTH": f"{user}:{secrets.token_urlsafe(24)}",
     }
 
 
@@ -45,7 +49,7 @@ def write_credentials(path: Path, rotate: bool = False) -> None:
     if not _ignored(path):
         raise InputError(f"{path} is not ignored by git, which could publish it; add it to .gitignore")
     kept = read_env(path) if rotate else {}
-    values = {**DEFAULTS, **kept, **new_secrets()}
+    values = {**DEFAULTS, **kept, **new_secrets(kept)}
     write_private(path, _text(values))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from infra.files import Folder, write_private
 from infra.service import Service
-from infra.settings import DEFAULTS, HOST, NAMES, SECRETS, Settings
+from infra.settings import HOST, NAMES, Settings
 
 POOL = "nfm"
 QUIET = {"DO_NOT_TRACK": "true", "PYTHONUNBUFFERED": "1"}
@@ -72,5 +72,4 @@ def worker(folder: Folder, settings: Settings) -> Service:
 
 
 def _service(name: str, command: list[str], environment: dict[str, str], folder: Path, port: int | None) -> Service:
-    dropped = (*SECRETS, *DEFAULTS)
-    return Service(name, tuple(command), environment, str(folder), port, dropped=dropped)
+    return Service(name, tuple(command), environment, str(folder), port)

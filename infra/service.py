@@ -11,8 +11,10 @@ import os
 import pwd
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from infra.settings import SECRETS
 
 # What a server must not take over from the shell that started the stack.
 FOREIGN = ("AWS_", "MLFLOW_", "PREFECT_", "PG", "_MLFLOW_")
@@ -39,7 +41,6 @@ class Service:
     port: int | None = None
     user: str | None = None
     signal: str = "TERM"
-    dropped: tuple[str, ...] = field(default=())
 
     def text(self) -> str:
         """Returns the service as the text of its file."""
@@ -52,7 +53,7 @@ class Service:
 
 def environment_of(service: Mapping, outer: Mapping[str, str]) -> dict[str, str]:
     """Returns a server's whole environment."""
-    kept = {k: v for k, v in outer.items() if not k.startswith(FOREIGN) and k not in service["dropped"]}
+    kept = {k: v for k, v in outer.items() if not k.startswith(FOREIGN) and k not in SECRETS}
     return {**kept, **service["environment"]}
 
 

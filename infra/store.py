@@ -21,8 +21,12 @@ PACKAGES = {
 }
 LAUNCHER = Path(__file__).with_name("swift_server.py")
 PARTS = ("account", "container", "object")
-PIPELINE = "catch_errors gatekeeper healthcheck cache listing_formats s3api tempauth copy bulk slo dlo proxy-server"
+PIPELINE = (
+    "sized_head catch_errors gatekeeper healthcheck cache listing_formats s3api tempauth copy bulk slo dlo proxy-server"
+)
 LOUDNESS = "log_level = WARNING\n"
+# There is no second server to turn to when the one there is takes its time, as on a busy machine.
+PATIENCE = "conn_timeout = 30\nnode_timeout = 60\nrecoverable_node_timeout = 60\nerror_suppression_limit = 1000000\n"
 
 
 class Store:
@@ -85,20 +89,21 @@ class Store:
     def _part(self, part: str, port: int) -> str:
         app = f"[pipeline:main]\npipeline = {part}-server\n[app:{part}-server]\nuse = egg:swift#{part}\n{LOUDNESS}"
         # Brings listings up to date that a stopped container server has missed.
-        updater = f"[object-updater]\ninterval = 10\nconcurrency = 1\nrecon_cache_path = {self._home}\n{LOUDNESS}"
+        updater = f"[object-updater]\ninterval = 60\nconcurrency = 1\nrecon_cache_path = {self._home}\n{LOUDNESS}"
         return self._common(port) + app + (updater if part == "object" else "")
 
     def _proxy(self) -> str:
         user, secret = self._settings["NFM_S3_ACCESS_KEY"].replace(":", "_"), self._settings["NFM_S3_SECRET_KEY"]
         filters = {
             "cache": "paste.filter_factory = nfm_swift:cache",
+            "sized_head": "paste.filter_factory = nfm_swift:sized_head",
             # Uploads in parts of 5 MiB, as boto3 makes them; any number of them, as for S3 itself.
             "s3api": "use = egg:swift#s3api\nlocation = us-east-1\nmax_upload_part_num = 10000",
             "slo": "use = egg:swift#slo\nmax_manifest_segments = 10000\nmax_manifest_size = 8388608",
             "tempauth": f"use = egg:swift#tempauth\nuser_{user} = {secret} .admin",
         }
         text = f"{self._common(self._settings.s3_port)}[pipeline:main]\npipeline = {PIPELINE}\n"
-        text += f"[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\n{LOUDNESS}"
+        text += f"[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\n{PATIENCE}{LOUDNESS}"
         for name in PIPELINE.split()[:-1]:
             text += f"[filter:{name}]\n{filters.get(name, f'use = egg:swift#{name}')}\n"
         return text

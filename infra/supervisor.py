@@ -1,5 +1,7 @@
 """The process manager: supervisord over the services, and what it says of them."""
 
+import configparser
+import json
 import os
 import subprocess
 import sys
@@ -78,6 +80,13 @@ class Supervisor:
         places = enumerate(services, 1)
         programs = [_program(self._folder, service, files[service.name], place) for place, service in places]
         write_private(self._file, "\n".join([_own(self._folder), *programs]))
+
+    def ports(self) -> dict[str, int | None]:
+        """Returns the services that were last written, in their order, each with its port."""
+        config = configparser.RawConfigParser()
+        config.read(self._file)
+        names = [section.removeprefix("program:") for section in config.sections() if section.startswith("program:")]
+        return {name: json.loads((self._folder.home / "services" / name).read_text())["port"] for name in names}
 
     def update(self) -> list[str]:
         """Takes up a changed configuration; stops what has changed or is gone.

@@ -1,4 +1,4 @@
-"""Swift without root and outside /etc: its servers, its rings and an in-process cache.
+"""Swift without root and outside /etc: its servers, its rings, an in-process cache and a mended HEAD.
 
 Runs under the system's Python, which has Swift; nothing of this project is imported.
 
@@ -13,7 +13,7 @@ import sys
 import time
 
 sys.path.pop(0)  # this file's folder, whose names must not hide the system's
-sys.modules["nfm_swift"] = sys.modules[__name__]  # by which the proxy's configuration finds `cache`
+sys.modules["nfm_swift"] = sys.modules[__name__]  # by which the proxy's configuration finds the filters
 
 SECONDS = 60
 KEPT = 10_000  # entries
@@ -68,6 +68,27 @@ def cache(global_conf, **local_conf):
         def serve(environment, start_response):
             environment["swift.cache"] = kept
             return app(environment, start_response)
+
+        return serve
+
+    return make
+
+
+def sized_head(global_conf, **local_conf):
+    """Returns the filter that gives every answer to HEAD a length; the entry point for PasteDeploy.
+
+    Without one eventlet sends the end of a chunked body, which an answer to HEAD must not have, and which clients such
+    as aiohttp take for the next answer.
+    """
+
+    def make(app):
+        def serve(environment, start_response):
+            def start(status, headers, *rest):
+                if not any(name.lower() == "content-length" for name, _ in headers):
+                    headers = [*headers, ("Content-Length", "0")]
+                return start_response(status, headers, *rest)
+
+            return app(environment, start if environment["REQUEST_METHOD"] == "HEAD" else start_response)
 
         return serve
 
