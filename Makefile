@@ -13,10 +13,10 @@ export DO_NOT_TRACK ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: help demo test check lock ui clean
+.PHONY: help demo test check lock ui stack stack-down doctor clean
 
 help: ## print the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: $(READY) ## run the whole pipeline on the handwritten digits (minutes on two CPU cores)
 	$(BIN)/python -m flows.pipeline
@@ -35,6 +35,16 @@ ui: $(READY) ## MLflow on http://127.0.0.1:5000 and Prefect on http://127.0.0.1:
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
 		--backend-store-uri $(MLFLOW_TRACKING_URI) --default-artifact-root $(CURDIR)/mlartifacts & mlflow=$$!; \
 	$(BIN)/prefect server start --host 127.0.0.1 --port 4200 & prefect=$$!; wait
+
+stack: $(READY) ## PostgreSQL, S3, MLflow, Prefect and a worker as processes of this machine (docs/operations.md)
+	@test -e "$${NFM_ENV_FILE:-.env}" || $(BIN)/python -m infra.credentials
+	@$(BIN)/python -m infra.stack up
+
+stack-down: $(READY) ## end them; what they have stored stays
+	@$(BIN)/python -m infra.stack down
+
+doctor: $(READY) ## check every server, the bucket, the remote and this machine
+	@$(BIN)/python -m infra.doctor
 
 lock: $(BIN)/uv ## resolve the dependencies anew into requirements.lock
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras \
