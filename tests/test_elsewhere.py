@@ -16,6 +16,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.deployments import run_deployment
 from prefect.states import Cancelled, Completed, Crashed
 
 import flows.elsewhere
@@ -23,6 +24,7 @@ from flows.checkout import Checkout
 from flows.elsewhere import Elsewhere
 from flows.identity import Identity, identity_of, refuse_another
 from flows.pipeline import elsewhere_of, pipeline, run_graph
+from flows.stages import single_stages
 from nfm.config import read_mapping, with_overrides
 from nfm.errors import InputError
 from tests.conftest import ROOT, Tiny, shell
@@ -173,6 +175,13 @@ def test_what_is_asked_for_runs_and_is_pushed_and_what_it_needs_never_runs(tiny:
 
 def test_one_request_is_one_flow_run_until_it_has_ended(cpu_pool: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(flows.elsewhere, "POLL", 0.1)
+    made: list[Any] = []
+
+    def noted(*arguments: Any, **more: Any) -> Any:
+        made.append(run_deployment(*arguments, **more))
+        return made[-1]
+
+    monkeypatch.setattr(flows.elsewhere, "run_deployment", noted)
     ask = Elsewhere({"student": "cpu-pool"}, {"infra": {}, "number": os.getpid()}, OURS, None)
     found: list[Any] = []
 
@@ -186,20 +195,19 @@ def test_one_request_is_one_flow_run_until_it_has_ended(cpu_pool: str, monkeypat
     def end(state: Any) -> None:
         """Has two flow runs ask, then ends what they have asked for."""
         before = asked_for()
+        made.clear()
         threads = [threading.Thread(target=copy_context().run, args=(ask_once,)) for _ in range(2)]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 60
-        ours: Any = {"name": {"any_": ["student"]}, "state": {"type": {"any_": ["SCHEDULED"]}}}
+        deadline = time.monotonic() + 200
+        while len(made) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert asked_for() == before + 1
         with get_client(sync_client=True) as client:
-            while not (runs := client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(ours))):
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            time.sleep(3)  # for the other one to have asked too
-            assert asked_for() == before + 1
-            client.set_flow_run_state(runs[0].id, state, force=True)
+            client.set_flow_run_state(made[0].id, state, force=True)
         for thread in threads:
-            thread.join(60)
+            thread.join(200)
 
     end(Crashed(message="the machine is gone"))
     assert [state.name for state in found] == ["Crashed", "Crashed"]
@@ -285,3 +293,13 @@ def test_infra_that_leads_nowhere_is_refused_before_anything_runs(project: Path,
     assert state.name == "Refused"
     assert "no default DVC remote" in state.message
     assert elsewhere_of(project, params, None) is None
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_worker_of_other_code_refuses_in_one_sentence_and_runs_nothing(project: Path, monkeypatch, tmp_path: Path):
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    state = single_stages(["prepare"], asker=OURS, return_state=True)  # pyright: ignore
+    assert state.name == "Refused"
+    assert state.message.endswith("`prefect deploy --all` where it clones)")
+    assert not (tmp_path / "runs").exists()
