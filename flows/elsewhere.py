@@ -90,7 +90,7 @@ class Elsewhere:
             )
             get_run_logger().info(f"{name} is asked of {place}, flow run {run.name!r} ({run.id})")
             state = _waited(client, run.id, stopped)
-        if state.is_completed():
+        if state.is_completed() or stopped():
             return state
         if state.is_crashed():
             return Failed(name="Crashed", message=f"{name} crashed at {place}: {state.message}")
