@@ -2,12 +2,14 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from nfm.config import nearest
 from nfm.errors import InputError
@@ -32,6 +34,13 @@ class Plan:
 
     upstream: dict[str, tuple[str, ...]]
     limits: dict[str, tuple[str, ...]]
+
+    def ancestors(self) -> dict[str, frozenset[str]]:
+        """Returns for every stage all stages upstream of it."""
+        found: dict[str, frozenset[str]] = {}
+        for name, upstream in self.upstream.items():
+            found[name] = frozenset(upstream).union(*(found[up] for up in upstream))
+        return found
 
     def urgency(self) -> dict[str, int]:
         """Returns for every stage how many stages the longest chain that waits for it has."""
@@ -98,6 +107,47 @@ class Checkout:
             upstream={name: tuple(sorted(upstream[name])) for name in order},
             limits={n: tuple((stages[n].meta or {}).get("limits", ())) for n in order},
         )
+
+    def sources(self) -> list[str]:
+        """Returns the files and folders that stages read and no stage makes, relative to the root."""
+        from dvc.dependency.param import ParamsDependency
+
+        with self._dvc() as repo:
+            outputs = {out.fs_path for out in repo.index.outs}
+            deps = [dep for stage in repo.index.stages for dep in stage.deps if dep.is_in_repo]
+            paths = {dep.fs_path for dep in deps if not isinstance(dep, ParamsDependency)}
+            return sorted(Path(path).relative_to(repo.root_dir).as_posix() for path in paths - outputs)
+
+    def named(self, asked: Sequence[str]) -> frozenset[str]:
+        """Returns the stages that names stand for, each with or without the "@item" of a matrix."""
+        with self._dvc() as repo:
+            return frozenset(_matching(asked, _stages(repo)))
+
+    def placed(self, infra: Mapping[str, str]) -> dict[str, str]:
+        """Returns where stages run that do not run here, by stage.
+
+        Arguments:
+            infra: Deployments by the name of a stage, with or without the "@item" of a matrix; one
+                with goes before one without.
+
+        Raises:
+            InputError: There is no stage of a name, or one cannot run elsewhere.
+        """
+        with self._dvc() as repo:
+            stages = _stages(repo)
+            # Also stages of a matrix that is empty with these params.
+            bases = set(yaml.safe_load((self.root / "dvc.yaml").read_text())["stages"])
+        places = {}
+        for name in sorted(infra, key=lambda name: "@" in name):
+            items = {stage for stage in stages if stage.partition("@")[0] == name}
+            places |= dict.fromkeys(items if name in bases else _matching([name], stages, "infra"), infra[name])
+        for stage in places:
+            if kept := [out.def_path for out in stages[stage].outs if not out.use_cache]:
+                raise InputError(
+                    f"infra names {stage.partition('@')[0]!r}, whose output {kept[0]} is kept by git and travels by no "
+                    "DVC remote; leave it out, so that it runs here"
+                )
+        return places
 
     def is_current(self, name: str) -> bool:
         """Returns whether a stage is up to date: code, params, inputs and outputs.
@@ -190,14 +240,14 @@ def _upstream(stage: Any, outputs: Any) -> set[str]:
     return {_address(stage) for stage in found}
 
 
-def _matching(asked: Sequence[str], known: dict[str, Any]) -> set[str]:
-    """Returns the stages that the asked names stand for."""
+def _matching(asked: Sequence[str], known: dict[str, Any], key: str = "stages") -> set[str]:
+    """Returns the stages that the asked names stand for, all if there are none."""
     found: set[str] = set()
     for name in asked:
         named = {stage for stage in known if name in (stage, stage.partition("@")[0])}
         if not named:
             bases = {stage.partition("@")[0] for stage in known}
-            raise InputError(f"stages names {name!r}, which dvc.yaml does not have{nearest(name, bases)}")
+            raise InputError(f"{key} names {name!r}, which dvc.yaml does not have{nearest(name, bases)}")
         found |= named
     return found or set(known)
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.checkout import Checkout, Plan
+from flows.elsewhere import Elsewhere
+from flows.identity import identity_of
+from flows.parameters import Overrides, Recipe, Stages
 from flows.process import Processes
 from flows.slots import Slots
 from flows.stage import Context, run_stage
@@ -50,9 +53,10 @@ def workers() -> int:
 
 @flow(name="nfm", task_runner=ThreadPoolTaskRunner(max_workers=THREADS))  # pyright: ignore
 def pipeline(
-    recipe: str | None = None,
-    overrides: dict[str, Any] | None = None,
-    stages: list[str] | None = None,
+    recipe: Recipe | None = None,
+    overrides: Overrides | None = None,
+    stages: Stages | None = None,
+    push: bool = False,
 ) -> State[None]:
     """Brings the stages of dvc.yaml up to date; what DVC finds up to date is not run.
 
@@ -61,18 +65,43 @@ def pipeline(
         overrides: Params by dotted key, such as {"student.train.steps": 100}, likewise.
         stages: Stages to bring up to date with all upstream of them, such as ["student"], which
             stands for every student; by default the report.
+        push: Whether to send the outputs of each stage to the DVC remote, for other machines or
+            where this one's disk does not last.
     """
     root = Path.cwd()
     try:
         params = params_of(root, recipe, overrides)
         folder = workspace(root, params) if recipe or overrides else root
-        return run_graph(folder, stages or ["report"], home=root, recipe=recipe or "params.yaml")
+        elsewhere = elsewhere_of(folder, params, recipe)
+        wanted, name = stages or ["report"], recipe or "params.yaml"
+        return run_graph(folder, wanted, home=root, recipe=name, elsewhere=elsewhere, push=push)
     except InputError as error:
         return Failed(name=REFUSED, message=str(error))
 
 
+def elsewhere_of(folder: Path, params: Mapping[str, Any], recipe: str | None) -> Elsewhere | None:
+    """Returns what the params of a project send to other machines; None if nothing.
+
+    Raises:
+        InputError: The params name what is no stage or no deployment, or the code is not committed.
+    """
+    if not params.get("infra"):
+        return None
+    checkout = Checkout(folder)
+    elsewhere = Elsewhere(checkout.placed(params["infra"]), params, identity_of(checkout), recipe)
+    elsewhere.check()
+    return elsewhere
+
+
 def run_graph(
-    folder: Path, stages: Sequence[str] = (), *, home: Path | None = None, recipe: str = "none"
+    folder: Path,
+    stages: Sequence[str] = (),
+    *,
+    home: Path | None = None,
+    recipe: str = "none",
+    elsewhere: Elsewhere | None = None,
+    asked: bool = False,
+    push: bool = False,
 ) -> State[None]:
     """Runs the graph of a DVC project inside the current flow run.
 
@@ -81,17 +110,37 @@ def run_graph(
         stages: Stages to bring up to date with all upstream of them; all if empty.
         home: Where the history of experiments is kept, by default the project.
         recipe: Name of the params, for the history.
+        elsewhere: What is asked of other machines.
+        asked: Whether another machine asks for the stages, see `Context`.
+        push: Whether to push the outputs of all stages.
 
     Returns:
         Completed or Failed, with a summary.
 
     Raises:
-        InputError: There is no DVC project in the folder, or no stage of a name.
+        InputError: There is no DVC project in the folder, or no stage of a name, or no remote where
+            one is needed.
     """
     checkout = Checkout(folder)
+    if (push or asked or elsewhere) and not checkout.has_remote:
+        raise InputError(
+            f"{folder} has no default DVC remote to carry files between machines; "
+            "`dvc remote add --default store s3://bucket/nfm` and commit .dvc/config"
+        )
     plan = checkout.plan(stages)
+    named = checkout.named(stages) if asked else None
     history = _history(home or folder, folder, recipe)
-    context = Context(checkout, Processes(), history, Slots(workers()), {"NFM_RECIPE": recipe})
+    context = Context(
+        checkout,
+        plan.ancestors(),
+        Processes(),
+        history,
+        Slots(workers()),
+        {"NFM_RECIPE": recipe},
+        elsewhere,
+        named,
+        frozenset(plan.upstream) if push else named or frozenset(),
+    )
     try:
         states = _run(plan, context)
     except BaseException:  # cancelled, Ctrl-C or SIGTERM
@@ -122,7 +171,13 @@ def _summary(states: dict[str, State[Any]]) -> State[None]:
     failed = {name: state for name, state in states.items() if not state.is_completed()}
     own = [state.message or name for name, state in failed.items() if not state.is_pending()]
     counts = Counter(state.name for state in states.values() if state.is_completed())
-    words = {"Cached": "up to date", "Pulled": "pulled", "Restored": "restored", "Completed": "run"}
+    words = {
+        "Cached": "up to date",
+        "Pulled": "pulled",
+        "Restored": "restored",
+        "Completed": "run",
+        "Elsewhere": "run elsewhere",
+    }
     done = [f"{counts[name]} {word}" for name, word in words.items() if counts[name]]
     summary = f"{len(states)} stages: {', '.join(done) or 'none done'}"
     if not failed:

@@ -1,10 +1,12 @@
 """The task that brings one DVC stage up to date."""
 
+import logging
 import os
 import re
+import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,16 +18,17 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from flows.checkout import BusyError, Checkout
+from flows.elsewhere import Elsewhere
 from flows.process import Processes
 from flows.slots import Slots
 from nfm.errors import InputError
 from nfm.tracker import record_of
 from nfm.tracking import NoParent
 
-Outcome = Literal["Cached", "Pulled", "Restored", "Completed"]
+Outcome = Literal["Cached", "Pulled", "Restored", "Completed", "Elsewhere"]
 
 # What another try can mend, by state name: how often, and what DVC prints.
-RETRIES = {"Busy": 60, "Unreachable": 4}
+RETRIES = {"Busy": 60, "Unreachable": 4, "Crashed": 2}
 BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
 # Advice of DVC's for its command line.
 HINTS = (
@@ -49,17 +52,28 @@ class Context:
 
     Attributes:
         checkout: The DVC project.
+        upstream: For every stage all stages upstream of it.
         processes: The commands under way.
         history: The flow run's own run in the history of experiments.
         slots: Held by stages that run; one that is up to date needs none.
         environment: Variables for the stages, on top of this process's.
+        elsewhere: Asks other machines for stages; None if all run here.
+        asked: Stages that another machine asks for: what is upstream of them is restored and never
+            run; None if nobody does.
+        pushes: Stages whose outputs are sent to the DVC remote when they are up to date.
+        pushed: Those whose outputs this flow run has sent.
     """
 
     checkout: Checkout
+    upstream: Mapping[str, frozenset[str]]
     processes: Processes
     history: NoParent
     slots: Slots
     environment: dict[str, str] = field(default_factory=dict)
+    elsewhere: Elsewhere | None = None
+    asked: frozenset[str] | None = None
+    pushes: frozenset[str] = frozenset()
+    pushed: set[str] = field(default_factory=set)
 
 
 def _can_mend(task: Any, task_run: Any, state: State[Any]) -> bool:
@@ -85,44 +99,129 @@ def run_stage(name: str, context: Context, limits: Sequence[str] = (), urgency: 
 
     Returns:
         Completed, by the name of "Cached" (nothing to do), "Pulled" (outputs fetched from the
-        remote), "Restored" (outputs of an earlier run with the same inputs) or "Completed"
-        (executed). Else Failed with one sentence; by the name of "Busy" or "Unreachable" it is
-        tried again.
+        remote), "Restored" (outputs of an earlier run with the same inputs), "Completed" (executed)
+        or "Elsewhere" (executed on another machine). Else Failed with one sentence; by the name of
+        "Busy", "Unreachable" or "Crashed" it is tried again.
     """
     try:
         if context.checkout.is_current(name):
-            return _done(name, context, "Cached")
-        with ExitStack() as held:
-            held.enter_context(context.slots.taken(urgency))
-            if limits := _existing(limits):
-                held.enter_context(concurrency(list(limits)))
-            return _reproduce(name, context)
+            state = _done(name, context, "Cached")
+        elif context.elsewhere and name in context.elsewhere.places:
+            state = _run_elsewhere(name, context, context.elsewhere, urgency)
+        elif context.asked is None or name in context.asked:
+            state = _run_here(name, context, limits, urgency)
+        else:
+            state = _restore(name, context, urgency) or _missing(name, "was not pushed by the flow run that asks")
+        if name in context.pushes and state.is_completed():
+            return push([name], context) or state
+        return state
     except BusyError as error:
         return Failed(name="Busy", message=str(error))
     except InputError as error:
         return Failed(message=str(error))
 
 
-def _reproduce(name: str, context: Context) -> State[None]:
+def _run_here(name: str, context: Context, limits: Sequence[str], urgency: int) -> State[None]:
     """Lets DVC pull, restore or execute a stage, and checks what that left."""
+    with ExitStack() as held:
+        held.enter_context(context.slots.taken(urgency))
+        if limits := _existing(limits):
+            held.enter_context(concurrency(list(limits)))
+        status, lines = _dvc(context, _repro(name, context), name)
+    if context.processes.stopped:
+        return _stopped(name)
+    if status != 0:
+        return _failure(name, status, lines)
+    return _verified(name, context) or _done(name, context, _outcome(name, lines))
+
+
+def _run_elsewhere(name: str, context: Context, elsewhere: Elsewhere, urgency: int) -> State[None]:
+    """Has a stage executed on another machine, unless its outputs can be restored, and restores what that made."""
+    if state := _restore(name, context, urgency):
+        return state
+    # What was made elsewhere has been pushed there.
+    inputs = context.upstream[name] - set(elsewhere.places) - context.pushed
+    if failure := push(sorted(inputs), context):
+        return failure
+    answer = elsewhere.run(name, lambda: context.processes.stopped)
+    if not answer.is_completed():
+        return answer
+    state = _restore(name, context, urgency)
+    if state is None:
+        return _missing(name, f"was made by {elsewhere.places[name]} from other inputs or in another remote")
+    return _done(name, context, "Elsewhere") if state.is_completed() else state
+
+
+def _restore(name: str, context: Context, urgency: int) -> State[None] | None:
+    """Lets DVC pull or restore a stage's outputs, without executing anything.
+
+    Returns:
+        Completed or Failed; None where neither the cache nor the remote has the outputs.
+    """
+    nothing = shutil.which("false")  # DVC hands a stage's command to $SHELL
+    assert nothing is not None
+    with context.slots.taken(urgency):
+        status, lines = _dvc(context, _repro(name, context), name, quiet=True, SHELL=nothing)
+    if context.processes.stopped:
+        return _stopped(name)
+    if status == 0:
+        return _verified(name, context) or _done(name, context, _outcome(name, lines))
+    if UNREACHABLE.search("\n".join(lines)):
+        return Failed(name="Unreachable", message=f"{name}: {_errors(lines) or 'the DVC remote does not answer'}")
+    return None if f"Running stage '{name}':" in lines else _failure(name, status, lines)
+
+
+def push(names: Sequence[str], context: Context) -> State[None] | None:
+    """Sends the outputs of stages, and how they were made, to the DVC remote.
+
+    Returns:
+        The failure, if it failed.
+    """
+    if not names:
+        return None
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "push", "--run-cache", *names]
+    status, lines = _dvc(context, command)
+    if context.processes.stopped:
+        return _stopped(names[0])
+    if status == 0:
+        context.pushed.update(names)
+        return None
+    kind = "Busy" if any(words in line for words in BUSY for line in lines) else None
+    kind = kind or ("Unreachable" if UNREACHABLE.search("\n".join(lines)) else None)
+    reason = _errors(lines) or f"dvc push ended with {_ending(status)}"
+    return Failed(name=kind, message=f"{', '.join(names)}: the outputs are here and not in the DVC remote: {reason}")
+
+
+def _repro(name: str, context: Context) -> list[str]:
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
+    return [*command, *["--pull"] * context.checkout.has_remote, name]
+
+
+def _dvc(
+    context: Context, command: Sequence[str], name: str | None = None, quiet: bool = False, **environment: str
+) -> tuple[int, list[str]]:
+    """Runs a DVC command, which may change a stage; returns its exit status and the lines that it has printed."""
     logger, lines = get_run_logger(), []
 
     def on_line(line: str) -> None:
         lines.append(line)
         if line.strip() and not line.strip().startswith(HINTS):
-            logger.info(line)
+            logger.log(logging.DEBUG if quiet else logging.INFO, line)
 
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
-    command += ["--pull"] * context.checkout.has_remote + [name]
     try:
-        status = context.processes.run(command, context.checkout.root, _environment(context), on_line)
+        status = context.processes.run(command, context.checkout.root, _environment(context) | environment, on_line)
     finally:
-        context.checkout.forget(name)
-    if context.processes.stopped:
-        return Failed(name="Stopped", message=f"{name} was stopped with its flow run")
-    if status != 0:
-        return _failure(name, status, lines)
-    return _verified(name, context) or _done(name, context, _outcome(name, lines))
+        if name is not None:
+            context.checkout.forget(name)
+    return status, lines
+
+
+def _stopped(name: str) -> State[None]:
+    return Failed(name="Stopped", message=f"{name} was stopped with its flow run")
+
+
+def _missing(name: str, why: str) -> State[None]:
+    return Failed(message=f"{name} is in no cache here and not in the DVC remote: it {why}; run the flow again")
 
 
 def _verified(name: str, context: Context) -> State[None] | None:
@@ -161,8 +260,7 @@ def _outcome(name: str, lines: Sequence[str]) -> Outcome:
 
 def _failure(name: str, status: int, lines: Sequence[str]) -> State[None]:
     """Turns DVC's last words, or the stage's own, into a state."""
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    reason = "; ".join(errors) or f"dvc repro ended with {_ending(status)}"
+    reason = _errors(lines) or f"dvc repro ended with {_ending(status)}"
     if any(words in reason for words in BUSY):
         return Failed(name="Busy", message=reason)
     if f"Running stage '{name}':" not in lines:
@@ -170,6 +268,10 @@ def _failure(name: str, status: int, lines: Sequence[str]) -> State[None]:
         return Failed(name="Unreachable" if unreachable else None, message=f"{name}: {reason}")
     code = re.search(r"exited with (-?\d+)", reason)
     return Failed(message=f"{name}: {_last_words(lines, int(code[1]) if code else status)}")
+
+
+def _errors(lines: Sequence[str]) -> str:
+    return "; ".join(line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: "))
 
 
 def _last_words(lines: Sequence[str], status: int) -> str:

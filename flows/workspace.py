@@ -58,13 +58,13 @@ def workspace(root: Path, params: Mapping[str, Any]) -> Path:
     folder = place_of(root, params)
     folder.parent.mkdir(exist_ok=True)
     with _locked(folder.parent / "lock"):
-        commit = _git(root, "rev-parse", "HEAD").strip()
+        commit = git(root, "rev-parse", "HEAD").strip()
         new = not (folder / ".git").exists()
         if new:
-            _git(root, "worktree", "prune")
-            _git(root, "worktree", "add", "--force", "--detach", str(folder), commit)
+            git(root, "worktree", "prune")
+            git(root, "worktree", "add", "--force", "--detach", str(folder), commit)
         else:
-            _git(folder, "reset", "--quiet", commit)  # the index only: files are copied below
+            git(folder, "reset", "--quiet", commit)  # the index only: files are copied below
         _copy_changes(root, folder, set() if new else _own_files(root))
         _share_cache(root, folder)
         _link_user_files(root, folder, params)
@@ -83,7 +83,7 @@ def place_of(root: Path, params: Mapping[str, Any]) -> Path:
 def commit_of(root: Path) -> str:
     """Returns the hash of the checkout's commit, with "-dirty" where tracked files differ; "none" outside git."""
     try:
-        return _git(root, "describe", "--always", "--abbrev=40", "--dirty", "--exclude", "*").strip()
+        return git(root, "describe", "--always", "--abbrev=40", "--dirty", "--exclude", "*").strip()
     except InputError:
         return "none"
 
@@ -96,9 +96,9 @@ def _copy_changes(root: Path, folder: Path, keep: set[str]) -> None:
         folder: The workspace.
         keep: Files and folders, relative, that the workspace has its own version of.
     """
-    names = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    names = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     here = {n for n in names.split("\0") if n and not n.startswith(f"{FOLDER}/")}
-    there = set(filter(None, _git(folder, "ls-files", "-z").split("\0")))
+    there = set(filter(None, git(folder, "ls-files", "-z").split("\0")))
     for name in sorted(here | there):
         source, target = root / name, folder / name
         if name == "params.yaml" or any(name == k or name.startswith(f"{k}/") for k in keep):
@@ -176,12 +176,12 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _git(folder: Path, *arguments: str) -> str:
+def git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise InputError(
-            f"a run with a recipe or overrides needs a git checkout with a commit: "
+            f"a run with a recipe, overrides or infra needs a git checkout with a commit: "
             f"git {arguments[0]} in {folder} says {' '.join(answer.stderr.split())}"
         )
     return answer.stdout

@@ -34,6 +34,7 @@ Validation = Fraction | None
 Limit = PositiveInt | None  # images of each split at most, a random choice; null: all
 Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
 Patch = tuple[PositiveInt, PositiveInt]
+Deployment = Annotated[str, Field(min_length=1)]  # of the flow nfm-stages, by its name
 
 
 class Section(BaseModel):
@@ -324,6 +325,7 @@ class Params(Section):
     student: Student
     evaluate: Evaluate
     run: Run
+    infra: dict[str, Deployment]  # where stages run that do not run here; changes no result and reruns nothing
 
     @model_validator(mode="after")
     def _check(self) -> "Params":
@@ -419,7 +421,8 @@ def with_overrides(mapping: dict[str, Any], overrides: dict[str, Any]) -> dict[s
         node = copy
         for parent in parents:
             node = _child(node, parent, key)
-        _child(node, last, key)
+        if parents != ["infra"]:  # whose keys are the stages of dvc.yaml, which the flow knows
+            _child(node, last, key)
         node[last] = value
     if isinstance(names := overrides.get("couplings"), list | tuple):
         sections = copy.get("coupling", {})

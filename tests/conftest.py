@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import free_port, wait_for_answer
+from tests.servers import prefect_server_in
 
 ROOT = Path(__file__).parents[1]
 
@@ -114,31 +114,16 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory, quiet: None) -> Iterator[str]:
-    """A Prefect server with its scheduler, as `prefect server start` gives it; its API's address.
+    """A Prefect server with its scheduler; its API's address.
 
     Not Prefect's test harness, whose server schedules nothing.
     """
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    port = free_port()
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(tmp_path_factory.mktemp("server")),
-        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
-    }
-    environment.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
-    with (tmp_path_factory.mktemp("log") / "server").open("w") as log:
-        server = subprocess.Popen([*command, "--port", str(port)], env=environment, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}/api"
-    try:
-        wait_for_answer(f"{address}/health", server)
-        with temporary_settings({PREFECT_API_URL: address}):
-            yield address
-            _send_what_is_left()
-    finally:
-        server.terminate()
-        server.wait(30)
+    folder = tmp_path_factory.mktemp("server")
+    with prefect_server_in(folder) as address, temporary_settings({PREFECT_API_URL: address}):
+        yield address
+        _send_what_is_left()
 
 
 def _send_what_is_left() -> None:

@@ -52,6 +52,8 @@ WRONG = {
     "unknown key of a variant with a key of its name": ({"data": {"kind": "folder", "flop": 1}}, "yaml: data: 'flop'"),
     "wrong key named as its variant": ({"data": {"kind": "folder", "folder": 3}}, "data.folder is 3"),
     "keys of another kind missing": ({"data": {"kind": "mnist"}}, "data.folder is missing"),
+    "infra without a deployment": ({"infra.teacher": ""}, "infra.teacher is ''"),
+    "infra as a word": ({"infra": "gpu-pool"}, "infra is 'gpu-pool', expected a section"),
 }
 
 

@@ -12,7 +12,7 @@ def test_a_cron_deployment_of_the_flow_gets_its_runs(prefect_server: str):
     server = httpx.Client(base_url=prefect_server, timeout=30)
     pool = {"name": "nfm", "type": "process"}
     assert server.post("/work_pools/", json=pool).status_code == 201
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--name", "pipeline"]
     shell(command, ROOT, {"PREFECT_API_URL": prefect_server})
     deployment = server.get("/deployments/name/nfm/pipeline").json()
     assert deployment["entrypoint"] == "flows/pipeline.py:pipeline"

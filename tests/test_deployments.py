@@ -1,0 +1,165 @@
+"""The deployments of prefect.yaml on a fresh server: made twice the same, and each run by a worker."""
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from nfm.recipes import recipe_names
+from tests.conftest import shell
+from tests.deployed import KINDS, make_project, prefect, worker
+from tests.servers import prefect_server_in
+
+STAGES = ["cpu-pool", "gpu-pool", "stages", "kubernetes-gpu", "kubernetes-8gpu"]
+NAMES = [*(f"nfm/{n}" for n in ("pipeline", "pipeline-kubernetes", "nightly")), *(f"nfm-stages/{n}" for n in STAGES)]
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A project whose deployments a server has.
+
+    Attributes:
+        root: The project.
+        commit: Its commit.
+        environment: Of whoever talks to the server.
+        server: A client of its API.
+        twice: What the server had after the first deploy and after the second.
+    """
+
+    root: Path
+    commit: str
+    environment: dict[str, str]
+    server: httpx.Client
+    twice: tuple[dict[str, Any], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory, quiet: None) -> Iterator[Deployed]:
+    base = tmp_path_factory.mktemp("deployed")
+    store = f"[core]\n    remote = store\n['remote \"store\"']\n    url = {base / 'store'}\n"
+    commit = make_project(base / "project", remote=store)
+    origin = base / "origin.git"
+    shell(["git", "clone", "--quiet", "--bare", str(base / "project"), str(origin)], base)
+    shell(["git", "remote", "add", "origin", f"file://user:secret@{origin}"], base / "project")
+    with prefect_server_in(tmp_path_factory.mktemp("server")) as address:
+        environment = {**os.environ, "PREFECT_API_URL": address, "NFM_TRACKER": "none", "RUNS": str(base / "runs")}
+        with httpx.Client(base_url=address, timeout=30) as server:
+            for pool, kind in KINDS.items():
+                shell(prefect("work-pool", "create", pool, "--type", kind), base, environment)
+            twice = [_deploy(base / "project", environment, server) for _ in range(2)]
+            yield Deployed(base / "project", commit, environment, server, (twice[0], twice[1]))
+
+
+def _deploy(root: Path, environment: dict[str, str], server: httpx.Client) -> dict[str, Any]:
+    """Deploys all; returns what the server then has, by name."""
+    # NFM_HOME is the workers' own: that of whoever deploys must not matter.
+    shell(prefect("deploy", "--all"), root, {**environment, "NFM_HOME": "/elsewhere"})
+    flows = {flow["id"]: flow["name"] for flow in server.post("/flows/filter", json={}).json()}
+    found = server.post("/deployments/filter", json={}).json()
+    return {f"{flows[d['flow_id']]}/{d['name']}": d for d in found}
+
+
+def test_deploying_again_changes_nothing(deployed: Deployed):
+    first, second = deployed.twice
+    assert set(first) == set(NAMES)
+    changing = {"updated", "created", "updated_by", "last_polled", "status", "version_id", "version_info"}
+    for name in NAMES:
+        one, two = ({k: v for k, v in d[name].items() if k not in changing} for d in (first, second))
+        for schedule in (*one["schedules"], *two["schedules"]):
+            for key in ("updated", "created", "id"):
+                schedule.pop(key, None)
+        assert one == two
+        assert two["version"] == deployed.commit
+
+
+def test_the_form_has_every_parameter_with_its_description_and_refuses_what_cannot_be(deployed: Deployed):
+    for name, deployment in deployed.twice[1].items():
+        schema = deployment["parameter_openapi_schema"]
+        assert all(len(p["description"]) > 20 for p in schema["properties"].values()), name
+        (names, _) = schema["properties"]["recipe"]["anyOf"]
+        assert names["enum"] == recipe_names()
+    stages = deployed.twice[1]["nfm-stages/stages"]
+    assert stages["parameter_openapi_schema"]["required"] == ["stages"]
+    for parameters, wrong in (
+        ({"stages": ["report"], "recipe": "digit"}, "digit"),
+        ({"stages": []}, "stages"),
+        ({"stages": ["a stage; rm"]}, "rm"),
+        ({}, "stages"),
+    ):
+        answer = deployed.server.post(f"/deployments/{stages['id']}/create_flow_run", json={"parameters": parameters})
+        assert answer.status_code == 409, parameters
+        assert wrong in answer.json()["detail"]
+
+
+def test_limits_schedules_pools_and_ways_to_the_code_are_those_of_the_file(deployed: Deployed):
+    deployments = deployed.twice[1]
+    for name in ("nfm/pipeline", "nfm/nightly", "nfm-stages/stages"):
+        assert deployments[name]["global_concurrency_limit"]["limit"] == 1
+        assert deployments[name]["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+        (step,) = deployments[name]["pull_steps"]
+        assert step["prefect.deployments.steps.set_working_directory"]["directory"] == str(deployed.root)
+    (schedule,) = deployments["nfm/nightly"]["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["active"]) == ("0 3 * * *", False)
+    assert [name for name, d in deployments.items() if d["schedules"]] == ["nfm/nightly"]
+    for pool in ("cpu-pool", "gpu-pool"):
+        deployment = deployments[f"nfm-stages/{pool}"]
+        assert deployment["work_pool_name"] == pool
+        assert "/elsewhere" not in str(deployment["pull_steps"])
+    for name, gpus in (("nfm-stages/kubernetes-gpu", 1), ("nfm-stages/kubernetes-8gpu", 8)):
+        (step,) = deployments[name]["pull_steps"]
+        clone = step["prefect.deployments.steps.git_clone"]
+        assert clone == {
+            "repository": f"file://{deployed.root.parent / 'origin.git'}",  # without the password
+            "commit_sha": deployed.commit,
+        }
+        assert deployments[name]["job_variables"] == {"gpus": gpus}
+
+
+@pytest.mark.timeout(1800)
+def test_every_deployment_runs_to_completion(deployed: Deployed):
+    # No cluster here: a process worker stands in for the pods, and clones as they would.
+    shell(prefect("work-pool", "delete", "kubernetes"), deployed.root, deployed.environment)
+    shell(prefect("work-pool", "create", "kubernetes", "--type", "process"), deployed.root, deployed.environment)
+    _deploy(deployed.root, deployed.environment, deployed.server)
+    with ExitStack() as workers:
+        for pool in KINDS:
+            workers.enter_context(worker(pool, deployed.root, deployed.environment))
+        with ThreadPoolExecutor(4) as threads:
+            states = dict(zip(NAMES, threads.map(lambda name: _run(name, deployed), NAMES), strict=True))
+    assert states == dict.fromkeys(NAMES, "COMPLETED")
+    assert (deployed.root / "report.txt").read_text().count("made") == 5
+
+
+def _run(name: str, deployed: Deployed) -> str:
+    """Runs a deployment by the command line; returns the type of its run's final state."""
+    command = prefect("deployment", "run", name, "--watch", "--watch-interval", "1", "--watch-timeout", "900")
+    if name.startswith("nfm-stages/"):
+        command += ["--param", 'stages=["prepare"]']
+    answer = subprocess.run(
+        command,
+        cwd=deployed.root,
+        env=deployed.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    # On a loaded machine the command may lose sight of its run, and says so.
+    lost = "stream closed unexpectedly" in " ".join(answer.stdout.split())
+    assert answer.returncode == 0 or lost, f"{name}: {answer.stdout}"
+    run_id = re.findall(r"UUID: (\S+)", answer.stdout)[0]
+    deadline = time.monotonic() + 900 * lost
+    while True:
+        state = deployed.server.get(f"/flow_runs/{run_id}").json()["state"]["type"]
+        if state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") or time.monotonic() > deadline:
+            return state
+        time.sleep(1)
