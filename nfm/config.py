@@ -37,6 +37,8 @@ Patch = tuple[PositiveInt, PositiveInt]
 Deployment = Annotated[str, Field(min_length=1)]  # of the flow nfm-stages, by its name
 
 
+# No key may be called "size" or "nfiles": DVC leaves keys of these names, at any depth, out of what its run-cache knows
+# a run by, and would restore the outputs of another value.
 class Section(BaseModel):
     """A part of params.yaml: frozen, strictly typed, unknown keys refused."""
 
@@ -68,7 +70,7 @@ class MnistData(Section):
 
     kind: Literal["mnist"]
     folder: str
-    size: Literal[16, 28, 32]
+    image_size: Literal[16, 28, 32]
     download: bool
     validation: Validation
     seed: NonNegativeInt
@@ -90,7 +92,7 @@ class ImagenetData(Section):
     kind: Literal["imagenet"]
     train: str
     test: str
-    size: PositiveInt  # pixels
+    image_size: PositiveInt  # pixels
     filter: Filter
     limit: Limit
     flips: bool
@@ -103,7 +105,7 @@ class FolderData(Section):
 
     kind: Literal["folder"]
     folder: str
-    size: PositiveInt
+    image_size: PositiveInt
     channels: Literal[1, 3]
     filter: Filter
     test_fraction: Fraction

@@ -169,7 +169,16 @@ def test_an_unconditional_pipeline_runs(project, monkeypatch):
         ({}, ["recipe", "digts"], "did you mean 'digits'"),
         ({}, ["recipe", "digits"], "params.yaml holds changes"),
         (
-            {"data": {"kind": "mnist", "folder": "x", "size": 28, "download": False, "validation": None, "seed": 0}},
+            {
+                "data": {
+                    "kind": "mnist",
+                    "folder": "x",
+                    "image_size": 28,
+                    "download": False,
+                    "validation": None,
+                    "seed": 0,
+                }
+            },
             ["prepare"],
             "data.folder",
         ),
@@ -281,7 +290,7 @@ def test_a_report_of_figures_that_cannot_be_compared_is_refused(project, monkeyp
 
 
 def test_a_model_of_other_images_is_refused(project, monkeypatch, capsys):
-    folder = {"kind": "folder", "folder": "images", "size": 16, "channels": 1, "filter": "box"}
+    folder = {"kind": "folder", "folder": "images", "image_size": 16, "channels": 1, "filter": "box"}
     write_params(
         project, data={**folder, "test_fraction": 0.5, "flips": False, "limit": None, "validation": None, "seed": 0}
     )

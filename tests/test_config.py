@@ -134,6 +134,25 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
         load_params(tmp_path / "params.yaml")
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_key_counts_in_what_dvc_knows_a_run_by(name):
+    """A key called "size" would not: the outputs of another value would be restored for it."""
+    from dvc.stage.cache import _get_cache_hash
+
+    mapping = yaml.safe_load(recipe_text(name))
+
+    def paths(node, *above):
+        for key, value in node.items():
+            yield from paths(value, *above, key) if isinstance(value, dict) and value else [(*above, key)]
+
+    def changed(node, key, *below):
+        return {**node, key: changed(node[key], *below) if below else "another"}
+
+    found = list(paths(mapping))
+    hashes = {_get_cache_hash({"params": {"params.yaml": changed(mapping, *path)}}) for path in found}
+    assert len(hashes | {_get_cache_hash({"params": {"params.yaml": mapping}})}) == len(found) + 1
+
+
 @pytest.mark.parametrize("text", [(ROOT / "params.yaml").read_text(), *map(recipe_text, recipe_names())])
 def test_params_mean_the_same_after_dvc_has_rewritten_them(tmp_path, text):
     """As `dvc exp run -S` does, by the rules of YAML 1.2 and with its own quotes."""

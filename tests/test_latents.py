@@ -43,7 +43,7 @@ DATA = {
     "images": {
         "kind": "folder",
         "folder": "images",
-        "size": 16,
+        "image_size": 16,
         "channels": 3,
         "filter": "box",
         "test_fraction": 0.3,
@@ -341,7 +341,7 @@ def test_damaged_weights_are_one_sentence(project):
     [
         ({"factor": 8}, r"data\.factor is 8, but the autoencoder in .*vae has 2; set data\.factor to 2"),
         ({"channels": 16}, r"data\.channels is 16, but the autoencoder in .*vae has 4"),
-        ({"images": {**DATA["images"], "size": 15}}, r"data\.images has 15x15 pixels, which data\.factor = 2"),
+        ({"images": {**DATA["images"], "image_size": 15}}, r"data\.images has 15x15 pixels, which data\.factor = 2"),
         ({"images": {**DATA["images"], "channels": 1}}, r"data\.images has 1 channels, the autoencoder in .* takes 3"),
         ({"images": {**DATA["images"], "folder": "none"}}, r"data\.images\.folder is .*none, which is no folder"),
         ({"scale": 1e9}, r"not finite in float16 with data\.scale 1e\+09"),

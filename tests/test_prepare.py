@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = {
     "kind": "folder",
     "folder": "images",
-    "size": 4,
+    "image_size": 4,
     "channels": 1,
     "filter": "box",
     "test_fraction": 0.25,
@@ -109,7 +109,7 @@ def test_cifar10_is_prepared_with_mirror_images_of_what_is_trained_on(prepare, t
 def test_imagenet_is_prepared_from_two_folders(prepare, tmp_path):
     draw(tmp_path / "train")
     draw(tmp_path / "val", "b")
-    section = {"size": 4, "filter": "box", "flips": False, "limit": None, "validation": None, "seed": 0}
+    section = {"image_size": 4, "filter": "box", "flips": False, "limit": None, "validation": None, "seed": 0}
     assert prepare(kind="imagenet", train="train", test="val", **section)[0] == 0
     test = Split.open(tmp_path / "artifacts" / "data" / "test", verify=True)
     assert (test.shape, test.labels(torch.arange(8)).tolist()) == ((3, 4, 4), [1] * 8)

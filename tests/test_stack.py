@@ -31,7 +31,6 @@ from infra.store import check_packages
 from infra.supervisor import Supervisor
 from nfm.errors import InputError
 from tests.conftest import ROOT, shell
-from tests.servers import free_port
 
 FLOW = """\
 from pathlib import Path
@@ -71,18 +70,22 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 
 
 def ports() -> dict[str, str]:
-    """Free ports, the S3 server's with three more above it."""
+    """Free ports, the S3 server's with three more above it; below those that systems give to connections."""
     for _ in range(100):
-        first = free_port()
-        if all(is_free(first + i) for i in range(4)):
+        first = 20_000 + 7 * secrets.randbelow(1_700)
+        if all(is_free(first + i) for i in range(7)):
             names = ("NFM_POSTGRES_PORT", "NFM_PREFECT_PORT", "NFM_MLFLOW_PORT")
-            return {"NFM_S3_PORT": str(first), **{name: str(free_port()) for name in names}}
-    raise AssertionError("no four free ports in a row")
+            return {"NFM_S3_PORT": str(first), **{name: str(first + 4 + i) for i, name in enumerate(names)}}
+    raise AssertionError("no seven free ports in a row")
 
 
 def is_free(port: int) -> bool:
     with socket.socket() as trial:
-        return trial.connect_ex(("127.0.0.1", port)) != 0
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 600) -> None:

@@ -31,7 +31,7 @@ UNLABELLED = {
     "data": {
         "kind": "folder",
         "folder": "images",
-        "size": 8,
+        "image_size": 8,
         "channels": 1,
         "filter": "box",
         "test_fraction": 0.3,

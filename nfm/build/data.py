@@ -85,14 +85,14 @@ def _find(section: ImageSection, root: Path, say: Say, key: str) -> Source:
         case DigitsData():
             return digits(test_fraction=section.test_fraction, seed=section.seed)
         case MnistData():
-            return mnist(root / section.folder, size=section.size, download=section.download)
+            return mnist(root / section.folder, size=section.image_size, download=section.download)
         case Cifar10Data():
             return cifar10(place(section.archive, "archive"))
         case FolderData():
             return folder(
                 place(section.folder, "folder"),
                 name=(root / section.folder).resolve().name,
-                size=section.size,
+                size=section.image_size,
                 channels=section.channels,
                 filter=section.filter,
                 test_fraction=section.test_fraction,
@@ -103,7 +103,7 @@ def _find(section: ImageSection, root: Path, say: Say, key: str) -> Source:
             return imagenet(
                 place(section.train, "train"),
                 place(section.test, "test"),
-                size=section.size,
+                size=section.image_size,
                 filter=section.filter,
                 key=key,
             )

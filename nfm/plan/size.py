@@ -117,13 +117,13 @@ def _published(section: ImageSection, images: int | None) -> tuple[Shape, int, i
         case DigitsData():
             return (1, 8, 8), *_divided(images or 1797, section.test_fraction), 10
         case MnistData():
-            return (1, section.size, section.size), images or 60_000, 10_000, 10
+            return (1, section.image_size, section.image_size), images or 60_000, 10_000, 10
         case Cifar10Data():
             return (3, 32, 32), images or 50_000, 10_000, 10
         case ImagenetData():
-            return (3, section.size, section.size), images or 1_281_167, 50_000, 1000
+            return (3, section.image_size, section.image_size), images or 1_281_167, 50_000, 1000
         case FolderData():
-            shape = (section.channels, section.size, section.size)
+            shape = (section.channels, section.image_size, section.image_size)
             return shape, *_divided(images or 0, section.test_fraction), 0
 
 

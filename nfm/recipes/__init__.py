@@ -69,7 +69,7 @@ def smoke(mapping: dict[str, Any]) -> dict[str, Any]:
     data = small["data"]
     images, factor = (data["images"], data["factor"]) if data["kind"] == "latents" else (data, 1)
     if images["kind"] in RESIZED:
-        images |= {"size": min(images["size"], factor * _small_side(small)), "limit": 64}
+        images |= {"image_size": min(images["image_size"], factor * _small_side(small)), "limit": 64}
     if factor > 1:
         data["keep"] = min(16, data["keep"])
     evaluate = small["evaluate"]
