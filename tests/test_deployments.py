@@ -52,7 +52,8 @@ def deployed(tmp_path_factory: pytest.TempPathFactory, quiet: None) -> Iterator[
     shell(["git", "remote", "add", "origin", f"file://user:secret@{origin}"], base / "project")
     with prefect_server_in(tmp_path_factory.mktemp("server")) as address:
         environment = {**os.environ, "PREFECT_API_URL": address, "NFM_TRACKER": "none", "RUNS": str(base / "runs")}
-        with httpx.Client(base_url=address, timeout=30) as server:
+        # On a loaded machine a server on SQLite may wait for its own locks.
+        with httpx.Client(base_url=address, timeout=300) as server:
             for pool, kind in KINDS.items():
                 shell(prefect("work-pool", "create", pool, "--type", kind), base, environment)
             twice = [_deploy(base / "project", environment, server) for _ in range(2)]
@@ -133,7 +134,7 @@ def test_every_deployment_runs_to_completion(deployed: Deployed):
     with ExitStack() as workers:
         for pool in KINDS:
             workers.enter_context(worker(pool, deployed.root, deployed.environment))
-        with ThreadPoolExecutor(4) as threads:
+        with ThreadPoolExecutor(2) as threads:
             states = dict(zip(NAMES, threads.map(lambda name: _run(name, deployed), NAMES), strict=True))
     assert states == dict.fromkeys(NAMES, "COMPLETED")
     assert (deployed.root / "report.txt").read_text().count("made") == 5
