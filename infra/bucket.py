@@ -24,14 +24,18 @@ def make_client(settings: Settings) -> Any:
         aws_access_key_id=settings["NFM_S3_ACCESS_KEY"],
         aws_secret_access_key=settings["NFM_S3_SECRET_KEY"],
         region_name="us-east-1",
-        config=Config(
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            retries={"total_max_attempts": 3},
-            connect_timeout=10,
-            read_timeout=60,
-            s3={"addressing_style": "path"},
-        ),
+        config=client_config(3).merge(Config(s3={"addressing_style": "path"})),
+    )
+
+
+def client_config(attempts: int) -> Config:
+    """Returns how an S3 client asks: a few times, for a minute at most, with checksums that every store knows."""
+    return Config(
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        retries={"total_max_attempts": attempts},
+        connect_timeout=10,
+        read_timeout=60,
     )
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from infra.bucket import client_config
 from infra.problem import Problem
 
 PART = 5 * 2**20  # bytes, the least that S3 takes but for the last part
@@ -81,13 +81,7 @@ def _client(remote: dict[str, str]) -> Any:
         aws_access_key_id=remote.get("access_key_id"),
         aws_secret_access_key=remote.get("secret_access_key"),
         aws_session_token=remote.get("session_token"),
-        config=Config(
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            retries={"total_max_attempts": 2},
-            connect_timeout=10,
-            read_timeout=60,
-        ),
+        config=client_config(2),
     )
 
 

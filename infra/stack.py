@@ -30,7 +30,7 @@ from infra.store import Store
 from infra.supervisor import Supervisor
 from nfm.errors import InputError
 
-SECONDS = 600.0  # until everything answers; two idle cores take a tenth of that
+SECONDS = 600.0  # until everything answers; two quiet cores take some 15
 ATTEMPTS = 3  # starts after which a service that ends by itself is given up
 APPLICATIONS = ("prefect", "mlflow", "worker")
 

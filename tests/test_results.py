@@ -11,7 +11,9 @@ from nfm.study import load_study, study_names, table
 ROOT = Path(__file__).parents[1]
 # The README has the table of the digits.
 SUMMARIES = [
-    n for n in [*recipe_names(), "digits-redraw"] if n != "digits" and (ROOT / "results" / f"{n}.json").is_file()
+    name
+    for name in [*recipe_names(), "digits-redraw", "mnist-narrow"]
+    if name != "digits" and (ROOT / "results" / f"{name}.json").is_file()
 ]
 STUDIES = sorted((ROOT / "results" / "studies").glob("*.json"))
 
