@@ -61,11 +61,26 @@ def teacher(seed: Seed = 0) -> None:
 
 
 @app.command()
-def couple(coupling: CouplingName, seed: Seed = 0) -> None:
+def couple(
+    coupling: CouplingName,
+    seed: Seed = 0,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only encode the I-th of N shares of a teacher's shards, counted from 0; the same "
+            "command without it encodes what is missing and goes on.",
+        ),
+    ] = None,
+) -> None:
     """Prepare one coupling: fit its potentials, or read noise off the teacher."""
     from nfm.stages.couple import couple as stage
+    from nfm.stages.couple import encode_share
 
     params = _params_with(coupling)
+    if share is not None:
+        encode_share(Path.cwd(), params, coupling, seed, *_share(share))
+        return
     if params.coupling[coupling].kind == "teacher":
         _with_processes()
     stage(Path.cwd(), params, coupling, seed)
@@ -208,6 +223,14 @@ def _params_with(coupling: str):
             f"{nearest(coupling, params.coupling)}"
         )
     return params
+
+
+def _share(text: str) -> tuple[int, int]:
+    """Parses I/N."""
+    index, _, count = text.partition("/")
+    if not (index.isascii() and index.isdigit() and count.isascii() and count.isdigit() and int(index) < int(count)):
+        raise InputError(f"--share is {text!r}, expected I/N with I from 0 to N - 1, such as 0/8")
+    return int(index), int(count)
 
 
 def _replaceable(path: Path) -> bool:

@@ -225,6 +225,7 @@ class TeacherCoupling(Section):
 
     kind: Literal["teacher"]
     draws: PositiveInt | Literal["online"]  # stored noised copies of each image, or fresh ones
+    shard_mb: PositiveFloat  # size of a file of noise, and of what is encoded at a time by itself
     redraw: Redraw
     gate: Gate
 
@@ -303,6 +304,14 @@ class Evaluate(Section):
         return self
 
 
+class FanOut(Section):
+    """How the flow shares out the encoding of a teacher's coupling."""
+
+    tasks: PositiveInt  # 1: the stage encodes by itself
+    runner: Literal["threads", "dask", "ray"]  # what runs them, some at once
+    address: str | None  # of a running Dask or Ray cluster; null for one of the flow's own
+
+
 class Run(Section):
     """How stages run on this machine; changes no result and reruns nothing."""
 
@@ -310,6 +319,7 @@ class Run(Section):
     log_every: PositiveInt  # updates between lines and logged metrics
     micro_batch: PositiveInt | None  # images per process and forward pass; null for all at once
     sample_batch: PositiveInt  # images sampled or encoded at once
+    fan_out: FanOut
 
 
 class Params(Section):

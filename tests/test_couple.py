@@ -22,14 +22,14 @@ from nfm.build.coupling import load_coupling
 from nfm.build.teacher import make_teacher, save_teacher
 from nfm.config import load_params, parse_params, read_mapping, with_overrides
 from nfm.coupling.base import Batch, Redraw
-from nfm.coupling.shards import plan_shards
+from nfm.coupling.shards import Shard, locked, plan_shards
 from nfm.coupling.teacher import encode_draws
 from nfm.data.examples import Examples, Source
 from nfm.data.shards import Split
 from nfm.data.writing import write_splits
 from nfm.errors import InputError
 from nfm.random import generator_for
-from nfm.stages.couple import couple
+from nfm.stages.couple import couple, encode_share
 from nfm.stages.student import student
 
 ROOT = Path(__file__).parents[1]
@@ -74,15 +74,15 @@ def project(prepared, tmp_path):
 
 
 def set_params(folder, **changes):
-    keys = {"draws": DRAWS, "gate.allow": True, **changes}
+    keys = {"draws": DRAWS, "shard_mb": SHARD_BYTES / 1e6, "gate.allow": True, **changes}
     overrides = {f"coupling.teacher.{key}": value for key, value in keys.items()}
     # Six images a batch: a shard of 20 ends with one of 2.
     params = with_overrides(read_mapping(ROOT / "params.yaml"), {**overrides, "run.sample_batch": 6 * DRAWS})
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
-def run(folder, shard_bytes=SHARD_BYTES):
-    couple(folder, load_params(folder / "params.yaml"), "teacher", 0, shard_bytes)
+def run(folder):
+    couple(folder, load_params(folder / "params.yaml"), "teacher", 0)
 
 
 def outputs(folder):
@@ -164,6 +164,69 @@ def test_a_killed_run_goes_on_with_the_missing_shards_and_ends_with_the_same_byt
     assert encoded == list(range(40, COUNT))
     assert outputs(project) == outputs(whole)
     assert not list((project / ".checkpoints").iterdir())
+
+
+def test_shares_encoded_by_themselves_in_any_order_give_the_same_bytes(project, whole, encoded):
+    params = load_params(project / "params.yaml")
+    for index in (2, 0, 1):
+        encode_share(project, params, "teacher", 0, index, 3)
+    assert sorted(encoded) == list(range(COUNT))
+    encode_share(project, params, "teacher", 0, 0, 2)
+    assert len(encoded) == COUNT  # however many shares: what is there is not encoded again
+    run(project)
+    assert len(encoded) == COUNT
+    assert outputs(project) == outputs(whole)
+
+
+def test_the_stage_goes_on_from_some_shares_and_mends_what_was_damaged(project, whole, encoded, capsys):
+    params = load_params(project / "params.yaml")
+    encode_share(project, params, "teacher", 0, 1, 2)
+    assert capsys.readouterr().out.splitlines() == [
+        "shard 1 of 5: images up to 40 are encoded",
+        "shard 3 of 5: images up to 80 are encoded",
+    ]
+    (file,) = (project / ".checkpoints").rglob("noise-00003.f16")
+    file.write_bytes(file.read_bytes()[:-1])
+    encode_share(project, params, "teacher", 0, 1, 2)
+    assert encoded == [*range(20, 40), *range(60, 80), *range(60, 80)]
+    run(project)
+    assert sorted(encoded) == sorted([*range(COUNT), *range(60, 80)])
+    assert outputs(project) == outputs(whole)
+
+
+def test_a_shard_that_another_process_is_at_is_waited_for_and_not_encoded_twice(project, whole, encoded):
+    """As after a kill of the flow alone, whose shares run on beside those of the next flow run."""
+    params = load_params(project / "params.yaml")
+    encode_share(project, params, "teacher", 0, 0, 5)
+    (work,) = (project / ".checkpoints").iterdir()
+    sidecar = (work / "noise-00000.json").read_bytes()
+    (work / "noise-00000.json").unlink()
+    with locked(work, Shard(0, range(20), 20, DRAWS)):
+        child = script(project, "share")
+        assert child.stderr.readline() == "at shard 0\n"
+        (work / "noise-00000.json").write_bytes(sidecar)
+    lines = child.communicate(timeout=120)[1].splitlines()
+    assert json.loads(lines[-1]) == list(range(20, COUNT))
+    run(project)
+    assert encoded == list(range(20))
+    assert outputs(project) == outputs(whole)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--share", "1/2"], "goes with a coupling of the kind 'teacher', 'minibatch-ot' is 'minibatch-ot'"),
+        (["--share", "2/2"], "--share is '2/2', expected I/N with I from 0 to N - 1"),
+        (["--share", "-1/2"], "--share is '-1/2', expected"),
+        (["--share", "half"], "--share is 'half', expected"),
+    ],
+)
+def test_a_share_that_cannot_be_is_refused_in_a_sentence(project, arguments, words):
+    command = [sys.executable, "-m", "nfm", "couple", "--coupling", "minibatch-ot", *arguments]
+    answer = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert words in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
 
 
 def test_of_the_noise_no_more_than_two_batches_are_held(project, monkeypatch):
@@ -374,8 +437,14 @@ def test_shards_cover_the_images_in_order_and_store_as_told():
     assert len(plan_shards(5, DRAWS, 8, stored=(5, DRAWS), shard_bytes=1)) == 5  # an image at least
 
 
+def told(folder, shard):
+    """Locks a shard, and says before it that it will."""
+    print(f"at shard {shard.number}", file=sys.stderr, flush=True)
+    return locked(folder, shard)
+
+
 def main(mode, folder):
-    """Runs the stage in a process that dies, shares or fails, by `mode`."""
+    """Runs the stage in a process that dies, shares or fails, by `mode`; "share" tells what it has encoded."""
     rank, rows = os.environ.get("RANK", "0"), []
 
     def encode(teacher, data, label, *, first, **options):
@@ -387,6 +456,11 @@ def main(mode, folder):
         return encode_draws(teacher, data, label, first=first, **options)
 
     nfm.build.draws.encode_draws = encode
+    if mode == "share":
+        nfm.build.draws.locked = told
+        encode_share(folder, load_params(folder / "params.yaml"), "teacher", 0, 0, 1)
+        print(json.dumps(rows), file=sys.stderr)
+        return
     run(folder)
     (folder / f"encoded-{rank}.json").write_text(json.dumps(rows))
 

@@ -20,7 +20,7 @@ from nfm.config import Gate, TeacherCoupling
 from nfm.coupling.card import looked_at, measure
 from nfm.coupling.diagnostics import round_trip_error
 from nfm.coupling.gate import Thresholds
-from nfm.coupling.shards import SHARD_BYTES, Shard, plan_shards, read_sidecar, write_shard
+from nfm.coupling.shards import Shard, locked, plan_shards, read_sidecar, write_shard
 from nfm.coupling.teacher import encode_draws
 from nfm.data.shards import Split
 from nfm.figures import draw_card
@@ -75,9 +75,26 @@ class Draws:
         missing = [shard for shard in self.shards if read_sidecar(self.work, shard, verify=False) is None]
         state.wait_for_everyone()  # until all have looked, so that they agree on what is missing
         for shard in missing[mine]:
-            write_shard(self.work, shard, self._batches(shard, step))
+            self._encode(shard, step)
             report({"encoded_images": float(shard.rows.stop)}, shard.number)
         state.wait_for_everyone()
+
+    def encode_share(self, index: int, count: int, batch: int) -> Iterator[Shard]:
+        """Encodes those shards of a share that are not finished, without waiting for other shares.
+
+        Arguments:
+            index: Which share, from 0: shards `index`, `index + count` and so on.
+            count: Among how many processes, started by whomever, the shards are shared.
+            batch: As for `encode`.
+
+        Yields:
+            Each shard once it is there.
+        """
+        self.work.mkdir(parents=True, exist_ok=True)
+        for shard in self.shards[index::count]:
+            read_sidecar(self.work, shard, verify=True)  # takes the sidecar of a damaged one away
+            self._encode(shard, max(1, batch // self.draws))
+            yield shard
 
     def sigma(self) -> float:
         """Returns sigma_f over all that is encoded."""
@@ -129,6 +146,12 @@ class Draws:
                 shutil.copyfile(self.work / entry["file"], folder / entry["file"])
         return {**settings, "shards": entries}
 
+    def _encode(self, shard: Shard, step: int) -> None:
+        """Encodes a shard unless another process, such as one whose flow run was killed, has done so meanwhile."""
+        with locked(self.work, shard):
+            if read_sidecar(self.work, shard, verify=False) is None:
+                write_shard(self.work, shard, self._batches(shard, step))
+
     def _batches(self, shard: Shard, step: int) -> Iterator[Tensor]:
         for rows in torch.tensor(shard.rows).split(step):
             label = self._labels(rows)
@@ -166,7 +189,6 @@ def open_draws(
     *,
     seed: int,
     device: torch.device,
-    shard_bytes: int = SHARD_BYTES,
 ) -> Draws:
     """Plans a coupling's draws; those that the work folder holds already are kept.
 
@@ -177,7 +199,6 @@ def open_draws(
         teacher: The teacher's file.
         seed: Seed of the noise.
         device: Where to compute.
-        shard_bytes: Size that a shard does not exceed, at least one image, bytes.
     """
     trained = load_teacher(teacher, device)
     check_shape(teacher, trained.model.shape, split.shape)
@@ -186,7 +207,7 @@ def open_draws(
     count = min(len(split), ONLINE_IMAGES) if online else len(split)
     stored = looked_at(count, draws) if online else (count, draws)
     size = math.prod(split.shape)
-    shards = plan_shards(count, draws, size, stored=stored, shard_bytes=shard_bytes)
+    shards = plan_shards(count, draws, size, stored=stored, shard_bytes=round(1e6 * section.shard_mb))
     return Draws(work, split, teacher, trained, online, draws, shards, seed, device)
 
 

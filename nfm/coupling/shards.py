@@ -4,8 +4,10 @@ Beside a finished shard lies `noise-00000.json`: how many images it has seen, th
 shard's entry. So work that was killed goes on with the shards that are missing, and sums need no second look.
 """
 
+import fcntl
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,6 @@ from torch import Tensor
 from nfm.artifacts import atomic_path, read_json, write_json
 from nfm.errors import InputError
 from nfm.store import checked, entry_of
-
-SHARD_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Shard:
 
 
 def plan_shards(
-    count: int, draws: int, size: int, *, stored: tuple[int, int], shard_bytes: int = SHARD_BYTES
+    count: int, draws: int, size: int, *, stored: tuple[int, int], shard_bytes: int
 ) -> list[Shard]:
     """Divides images among shards.
 
@@ -93,6 +93,14 @@ def write_shard(folder: Path, shard: Shard, batches: Iterable[Tensor]) -> None:
             file.write(half.tobytes())
             seen += len(z)
     write_json(shard.sidecar(folder), {**entry_of(path), "count": shard.images, "seen": seen, "squares": squares})
+
+
+@contextmanager
+def locked(folder: Path, shard: Shard) -> Iterator[None]:
+    """Holds a shard against other processes, of this machine or of another that has the folder mounted."""
+    with (folder / f".{shard.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def read_sidecar(folder: Path, shard: Shard, *, verify: bool) -> dict[str, Any] | None:

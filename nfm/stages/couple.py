@@ -7,17 +7,23 @@ from typing import Any
 
 from nfm.build.coupling import prepare_coupling
 from nfm.build.draws import Draws, open_draws, thresholds
-from nfm.config import Gate, InverseRegressionCoupling, Params, SemidiscreteOTCoupling, TeacherCoupling
+from nfm.config import (
+    CouplingSection,
+    Gate,
+    InverseRegressionCoupling,
+    Params,
+    SemidiscreteOTCoupling,
+    TeacherCoupling,
+)
 from nfm.coupling.card import figures_of
 from nfm.coupling.gate import HELP, judge
-from nfm.coupling.shards import SHARD_BYTES
 from nfm.data.shards import Split
 from nfm.errors import InputError
-from nfm.stages.run import StageRun, stage_run
+from nfm.stages.run import StageRun, checkpoint_folder, stage_device, stage_key, stage_run
 from nfm.train.launch import open_processes
 
 
-def couple(root: Path, params: Params, coupling: str, seed: int, shard_bytes: int = SHARD_BYTES) -> None:
+def couple(root: Path, params: Params, coupling: str, seed: int) -> None:
     """Writes artifacts/coupling/<coupling>-<seed>/ and the coupling's figures.
 
     The teacher's coupling has a card and a gate. What is encoded stays in the checkpoint's folder until
@@ -28,35 +34,69 @@ def couple(root: Path, params: Params, coupling: str, seed: int, shard_bytes: in
         InputError: The card is outside the gate, among others.
     """
     section, item = params.coupling[coupling], f"{coupling}-{seed}"
-    data, folder = root / "artifacts" / "data" / "train", root / "artifacts" / "coupling" / item
-    split = Split.open(data, verify=True)
-    address, inputs = f"couple@{item}", [data / "manifest.json"]
-    teacher = root / "artifacts" / "teacher" / str(seed) / "teacher.safetensors"
-    if isinstance(section, TeacherCoupling):
-        address, inputs = f"couple-teacher@{seed}", [*inputs, teacher]
-    if isinstance(section, InverseRegressionCoupling):
-        address, inputs = f"couple-one-step@{item}", [*inputs, folder.with_name(f"teacher-{seed}") / "coupling.json"]
-    with stage_run(
-        address,
-        root,
-        params,
-        sections={f"coupling.{coupling}": section},
-        inputs=inputs,
-        judges="gate",
-        tags={"seed": seed, "coupling": coupling},
-    ) as run:
+    split = Split.open(_images(root), verify=True)
+    address, reads = _reads(root, section, coupling, seed)
+    with stage_run(address, root, params, **reads, tags={"seed": seed, "coupling": coupling}) as run:
         draws, figures = None, {}
         if isinstance(section, TeacherCoupling):
-            options = {"seed": seed, "device": run.device, "shard_bytes": shard_bytes}
-            draws = open_draws(section, run.checkpoint, split, teacher, **options)
+            draws = open_draws(section, run.checkpoint, split, _teacher(root, seed), seed=seed, device=run.device)
             draws.encode(params.run.sample_batch, open_processes(), run.report)
             figures = _judged(run, draws, section.gate, f"coupling.{coupling}.gate") if run.main else {}
         if run.main:
+            folder = root / "artifacts" / "coupling" / item
             figures |= prepare_coupling(section, folder, split, draws=draws, seed=seed, device=run.device)
             run.write_metrics(f"couple/{item}", figures)
             run.report({k: v for k, v in figures.items() if isinstance(v, float)}, 0)
             if isinstance(section, SemidiscreteOTCoupling):
                 run.tracker.artifact(folder / "card.json", "card.json")
+
+
+def encode_share(root: Path, params: Params, coupling: str, seed: int, index: int, count: int) -> None:
+    """Encodes a share of the shards of a teacher's coupling, where `couple` finds them and goes on.
+
+    Arguments:
+        root: The project's folder.
+        params: All params.
+        coupling: Name of the coupling.
+        seed: Whose teacher.
+        index: Which share, from 0.
+        count: Of how many.
+
+    Raises:
+        InputError: The coupling is of another kind, among others.
+    """
+    section = params.coupling[coupling]
+    if not isinstance(section, TeacherCoupling):
+        raise InputError(f"--share goes with a coupling of the kind 'teacher', {coupling!r} is {section.kind!r}")
+    split = Split.open(_images(root), verify=True)
+    address, reads = _reads(root, section, coupling, seed)
+    work = checkpoint_folder(root, address, stage_key(address, root, **reads))
+    device = stage_device(open_processes())
+    draws = open_draws(section, work, split, _teacher(root, seed), seed=seed, device=device)
+    for shard in draws.encode_share(index, count, params.run.sample_batch):
+        print(f"shard {shard.number} of {len(draws.shards)}: images up to {shard.rows.stop} are encoded")
+
+
+def _reads(root: Path, section: CouplingSection, coupling: str, seed: int) -> tuple[str, dict[str, Any]]:
+    """Returns the stage's address, and what decides its outputs as `stage_run` takes it."""
+    item, inputs = f"{coupling}-{seed}", [_images(root) / "manifest.json"]
+    match section:
+        case TeacherCoupling():
+            address, inputs = f"couple-teacher@{seed}", [*inputs, _teacher(root, seed)]
+        case InverseRegressionCoupling():
+            pairs = root / "artifacts" / "coupling" / f"teacher-{seed}" / "coupling.json"
+            address, inputs = f"couple-one-step@{item}", [*inputs, pairs]
+        case _:
+            address = f"couple@{item}"
+    return address, {"sections": {f"coupling.{coupling}": section}, "inputs": inputs, "judges": "gate"}
+
+
+def _images(root: Path) -> Path:
+    return root / "artifacts" / "data" / "train"
+
+
+def _teacher(root: Path, seed: int) -> Path:
+    return root / "artifacts" / "teacher" / str(seed) / "teacher.safetensors"
 
 
 def _judged(run: StageRun, draws: Draws, gate: Gate, key: str) -> dict[str, Any]:

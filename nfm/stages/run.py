@@ -46,7 +46,7 @@ class StageRun:
     @property
     def checkpoint(self) -> Path:
         """Folder of this execution's checkpoint; another key has another folder."""
-        return self.root / ".checkpoints" / f"{self.address}-{self.key[:16]}"
+        return checkpoint_folder(self.root, self.address, self.key)
 
     def report(self, metrics: dict[str, float], step: int) -> None:
         """Passes a loop's metrics on to the tracker."""
@@ -57,6 +57,17 @@ class StageRun:
         """Writes a metrics file of DVC's; `name` is its path below metrics/, without ending."""
         if self.main:
             write_json(self.root / "metrics" / f"{name}.json", metrics)
+
+
+def checkpoint_folder(root: Path, address: str, key: str) -> Path:
+    """Returns where an execution of a stage keeps what outlives a kill.
+
+    Arguments:
+        root: The project's folder.
+        address: The stage's name in dvc.yaml.
+        key: Hash of all that decides its outputs, see `stage_key`.
+    """
+    return root / ".checkpoints" / f"{address}-{key[:16]}"
 
 
 @contextmanager
@@ -83,7 +94,7 @@ def stage_run(
         tags: More tags for the tracker.
     """
     start = time.monotonic()
-    key = _key(address, root, sections, inputs, judges)
+    key = stage_key(address, root, sections=sections, inputs=inputs, judges=judges)
     state = open_processes()
     device = stage_device(state)
     with open_tracker(address, root) as tracker:
@@ -122,7 +133,10 @@ def _record(run: StageRun, seconds: float) -> dict[str, Any]:
     }
 
 
-def _key(address: str, root: Path, sections: Mapping[str, BaseModel], inputs: Sequence[Path], judges: str) -> str:
+def stage_key(
+    address: str, root: Path, *, sections: Mapping[str, BaseModel], inputs: Sequence[Path], judges: str
+) -> str:
+    """Returns the hash of all that decides a stage's outputs; arguments as for `stage_run`."""
     sources = sorted(Path(nfm.__file__).parent.rglob("*.py"))
     return digest(
         {
