@@ -30,10 +30,12 @@ class Plan:
         upstream: For every stage, in an order in which they can run, the stages it reads from.
         limits: For every stage the Prefect concurrency limits that it runs under, from
             `meta.limits` in dvc.yaml.
+        shared: Commands of the stages whose work can be shared, by stage; from `meta.shares`.
     """
 
     upstream: dict[str, tuple[str, ...]]
     limits: dict[str, tuple[str, ...]]
+    shared: dict[str, str]
 
     def ancestors(self) -> dict[str, frozenset[str]]:
         """Returns for every stage all stages upstream of it."""
@@ -106,6 +108,7 @@ class Checkout:
         return Plan(
             upstream={name: tuple(sorted(upstream[name])) for name in order},
             limits={n: tuple((stages[n].meta or {}).get("limits", ())) for n in order},
+            shared={n: stages[n].cmd for n in order if (stages[n].meta or {}).get("shares")},
         )
 
     def sources(self) -> list[str]:

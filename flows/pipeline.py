@@ -23,6 +23,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.checkout import Checkout, Plan
 from flows.elsewhere import Elsewhere
+from flows.fan_out import FanOut
 from flows.identity import identity_of
 from flows.parameters import Overrides, Recipe, Stages
 from flows.process import Processes
@@ -73,8 +74,15 @@ def pipeline(
         params = params_of(root, recipe, overrides)
         folder = workspace(root, params) if recipe or overrides else root
         elsewhere = elsewhere_of(folder, params, recipe)
-        wanted, name = stages or ["report"], recipe or "params.yaml"
-        return run_graph(folder, wanted, home=root, recipe=name, elsewhere=elsewhere, push=push)
+        return run_graph(
+            folder,
+            stages or ["report"],
+            home=root,
+            recipe=recipe or "params.yaml",
+            elsewhere=elsewhere,
+            fan_out=FanOut.of(params),
+            push=push,
+        )
     except InputError as error:
         return Failed(name=REFUSED, message=str(error))
 
@@ -100,6 +108,7 @@ def run_graph(
     home: Path | None = None,
     recipe: str = "none",
     elsewhere: Elsewhere | None = None,
+    fan_out: FanOut | None = None,
     asked: bool = False,
     push: bool = False,
 ) -> State[None]:
@@ -111,6 +120,7 @@ def run_graph(
         home: Where the history of experiments is kept, by default the project.
         recipe: Name of the params, for the history.
         elsewhere: What is asked of other machines.
+        fan_out: How the work of a stage is shared out that can be; None for not at all.
         asked: Whether another machine asks for the stages, see `Context`.
         push: Whether to push the outputs of all stages.
 
@@ -140,6 +150,8 @@ def run_graph(
         elsewhere,
         named,
         frozenset(plan.upstream) if push else named or frozenset(),
+        fan_out=fan_out,
+        shared=plan.shared if fan_out else {},
     )
     try:
         states = _run(plan, context)

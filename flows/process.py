@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -87,6 +88,40 @@ class Processes:
             finally:
                 # Also where the leader has ended: what it started may have ignored SIGTERM.
                 _signal_group(child, signal.SIGKILL)
+
+
+def environment_here() -> dict[str, str]:
+    """Returns a stage's environment on this machine: this interpreter's programs first, output unbuffered."""
+    programs = os.path.dirname(sys.executable)
+    return {
+        # Some S3-compatible stores refuse the checksums that boto3 adds since 1.36.
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        **os.environ,
+        "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def last_words(lines: Sequence[str], status: int) -> str:
+    """Returns the sentence that the command line prints for bad input, or how a stage ended.
+
+    Arguments:
+        lines: What it has printed.
+        status: Its exit status, or minus a signal's number.
+    """
+    own = [line for line in lines if line.strip() and not line.startswith("ERROR: ")]
+    sentences = [line.removeprefix("nfm: ") for line in own if line.startswith("nfm: ")]
+    if status == 2 and sentences:
+        return sentences[-1]
+    return f"the stage ended with {ending(status)}; its last line: {own[-1] if own else 'none'}"
+
+
+def ending(status: int) -> str:
+    """Returns an exit status in words."""
+    if status < 0:
+        return f"signal {signal.Signals(-status).name}"
+    return f"exit status {status}"
 
 
 def _signal_group(child: subprocess.Popen[str], number: int) -> None:

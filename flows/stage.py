@@ -1,10 +1,8 @@
 """The task that brings one DVC stage up to date."""
 
 import logging
-import os
 import re
 import shutil
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +17,8 @@ from prefect.states import Completed, Failed
 
 from flows.checkout import BusyError, Checkout
 from flows.elsewhere import Elsewhere
-from flows.process import Processes
+from flows.fan_out import FanOut, run_shares
+from flows.process import Processes, ending, environment_here, last_words
 from flows.slots import Slots
 from nfm.errors import InputError
 from nfm.tracker import record_of
@@ -62,6 +61,8 @@ class Context:
             run; None if nobody does.
         pushes: Stages whose outputs are sent to the DVC remote when they are up to date.
         pushed: Those whose outputs this flow run has sent.
+        fan_out: How the work of stages is shared out that can be.
+        shared: Commands of those stages, by name.
     """
 
     checkout: Checkout
@@ -74,6 +75,8 @@ class Context:
     asked: frozenset[str] | None = None
     pushes: frozenset[str] = frozenset()
     pushed: set[str] = field(default_factory=set)
+    fan_out: FanOut | None = None
+    shared: Mapping[str, str] = field(default_factory=dict)
 
 
 def _can_mend(task: Any, task_run: Any, state: State[Any]) -> bool:
@@ -123,10 +126,20 @@ def run_stage(name: str, context: Context, limits: Sequence[str] = (), urgency: 
 
 def _run_here(name: str, context: Context, limits: Sequence[str], urgency: int) -> State[None]:
     """Lets DVC pull, restore or execute a stage, and checks what that left."""
+    fan_out = context.fan_out if name in context.shared else None
+    if fan_out and (state := _restore(name, context, urgency)):
+        return state
     with ExitStack() as held:
-        held.enter_context(context.slots.taken(urgency))
+        slots = min(fan_out.tasks, context.slots.size) if fan_out and fan_out.local else 1
+        held.enter_context(context.slots.taken(urgency, slots))
         if limits := _existing(limits):
             held.enter_context(concurrency(list(limits)))
+        if fan_out:
+            state = run_shares(name, context.shared[name], context.checkout.root, fan_out, slots, context.processes)
+            if context.processes.stopped:
+                return _stopped(name)
+            if not state.is_completed():
+                return Failed(message=state.message)
         status, lines = _dvc(context, _repro(name, context), name)
     if context.processes.stopped:
         return _stopped(name)
@@ -188,7 +201,7 @@ def push(names: Sequence[str], context: Context) -> State[None] | None:
         return None
     kind = "Busy" if any(words in line for words in BUSY for line in lines) else None
     kind = kind or ("Unreachable" if UNREACHABLE.search("\n".join(lines)) else None)
-    reason = _errors(lines) or f"dvc push ended with {_ending(status)}"
+    reason = _errors(lines) or f"dvc push ended with {ending(status)}"
     return Failed(name=kind, message=f"{', '.join(names)}: the outputs are here and not in the DVC remote: {reason}")
 
 
@@ -260,48 +273,23 @@ def _outcome(name: str, lines: Sequence[str]) -> Outcome:
 
 def _failure(name: str, status: int, lines: Sequence[str]) -> State[None]:
     """Turns DVC's last words, or the stage's own, into a state."""
-    reason = _errors(lines) or f"dvc repro ended with {_ending(status)}"
+    reason = _errors(lines) or f"dvc repro ended with {ending(status)}"
     if any(words in reason for words in BUSY):
         return Failed(name="Busy", message=reason)
     if f"Running stage '{name}':" not in lines:
         unreachable = UNREACHABLE.search("\n".join(lines))
         return Failed(name="Unreachable" if unreachable else None, message=f"{name}: {reason}")
     code = re.search(r"exited with (-?\d+)", reason)
-    return Failed(message=f"{name}: {_last_words(lines, int(code[1]) if code else status)}")
+    return Failed(message=f"{name}: {last_words(lines, int(code[1]) if code else status)}")
 
 
 def _errors(lines: Sequence[str]) -> str:
     return "; ".join(line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: "))
 
 
-def _last_words(lines: Sequence[str], status: int) -> str:
-    """Returns the sentence that the command line prints for bad input, or how the stage ended."""
-    own = [line for line in lines if line.strip() and not line.startswith("ERROR: ")]
-    sentences = [line.removeprefix("nfm: ") for line in own if line.startswith("nfm: ")]
-    if status == 2 and sentences:
-        return sentences[-1]
-    return f"the stage ended with {_ending(status)}; its last line: {own[-1] if own else 'none'}"
-
-
-def _ending(status: int) -> str:
-    if status < 0:
-        return f"signal {signal.Signals(-status).name}"
-    return f"exit status {status}"
-
-
 def _environment(context: Context) -> dict[str, str]:
-    """Returns the stages' environment: this interpreter's programs first, output unbuffered."""
-    programs = os.path.dirname(sys.executable)
-    return {
-        # Some S3-compatible stores refuse the checksums that boto3 adds since 1.36.
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-        **os.environ,
-        "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]),
-        "PYTHONUNBUFFERED": "1",
-        **context.history.environment(),
-        **context.environment,
-    }
+    """Returns the environment of a stage of the flow run."""
+    return {**environment_here(), **context.history.environment(), **context.environment}
 
 
 def _existing(limits: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.checkout import Checkout
 from flows.elsewhere import FLOW
+from flows.fan_out import FanOut
 from flows.identity import Identity, refuse_another
 from flows.parameters import Overrides, Recipe, Stages
 from flows.pipeline import REFUSED, THREADS, elsewhere_of, run_graph
@@ -45,6 +46,7 @@ def single_stages(
             home=root,
             recipe=recipe or "params.yaml",
             elsewhere=elsewhere_of(folder, params, recipe),
+            fan_out=FanOut.of(params),
             asked=asker is not None,
         )
     except InputError as error:

@@ -94,6 +94,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for key, value in {
         "PATH": programs,
         "DO_NOT_TRACK": "true",
+        "RAY_USAGE_STATS_ENABLED": "0",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DVC_NO_ANALYTICS": "1",

@@ -407,4 +407,4 @@ def test_the_most_urgent_of_those_that_wait_goes_first():
 
 def test_a_stage_is_as_urgent_as_the_chain_that_waits_for_it_is_long():
     upstream = {"data": (), "short": ("data",), "long": ("data",), "longer": ("long",), "end": ("short", "longer")}
-    assert Plan(upstream, {}).urgency() == {"data": 3, "long": 2, "longer": 1, "short": 1, "end": 0}
+    assert Plan(upstream, {}, {}).urgency() == {"data": 3, "long": 2, "longer": 1, "short": 1, "end": 0}

@@ -50,9 +50,7 @@ class Shard:
         return folder / f"{self.name}.json"
 
 
-def plan_shards(
-    count: int, draws: int, size: int, *, stored: tuple[int, int], shard_bytes: int
-) -> list[Shard]:
+def plan_shards(count: int, draws: int, size: int, *, stored: tuple[int, int], shard_bytes: int) -> list[Shard]:
     """Divides images among shards.
 
     Arguments:
