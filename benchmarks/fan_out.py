@@ -114,7 +114,7 @@ def overhead(folder: Path, shares: int) -> dict[str, Any]:
 
 @contextmanager
 def counted() -> Iterator[dict[str, int]]:
-    """Counts requests by method while the block runs, of clients of both kinds; events go by one socket of their own."""
+    """Counts requests by method while the block runs, of clients of both kinds; events have a socket of their own."""
     requests: dict[str, int] = {}
     sync, asynchronous = httpx.Client.send, httpx.AsyncClient.send
 

@@ -20,6 +20,7 @@ from flows.pipeline import run_graph
 from flows.slots import Slots
 from nfm.errors import InputError
 from tests.conftest import ROOT, Tiny
+from tests.servers import free_port
 from tests.test_flows import wait_for
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -153,12 +154,26 @@ def test_a_runner_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyPa
     assert "pip install 'nfm[ray]'" in str(raised.value)
 
 
-def test_a_cluster_of_ones_own_is_reached_by_its_address():
+def test_a_running_cluster_does_the_shares_by_the_commands_of_the_docs(project: Tiny):
+    address, dask = f"tcp://127.0.0.1:{free_port()}", [sys.executable, "-m", "dask"]
+    scheduler = [*dask, "scheduler", "--host", address, "--no-dashboard"]
+    worker = [*dask, "worker", address, "--nthreads", "1", "--no-dashboard"]
+    environment = {**os.environ, "PYTHONPATH": "."}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    servers = [subprocess.Popen(command, cwd=ROOT, env=environment, **quiet) for command in (scheduler, worker)]
+    try:
+        params = {"run": {"fan_out": {"tasks": 3, "runner": "dask", "address": address}}}
+        state = bring(project, FanOut.of(params))
+    finally:
+        for server in servers:
+            server.terminate()
+            server.wait(60)
+    assert state.is_completed(), state.message
+    assert project.executed == ["0/3", "1/3", "2/3", "whole"]
+
+
+def test_one_task_is_none():
     assert FanOut.of({"run": {"fan_out": {"tasks": 1, "runner": "dask", "address": None}}}) is None
-    there = FanOut.of({"run": {"fan_out": {"tasks": 8, "runner": "dask", "address": "tcp://127.0.0.1:8786"}}})
-    assert there == FanOut(8, "dask", "tcp://127.0.0.1:8786")
-    assert not there.local
-    assert there.task_runner(2).address == "tcp://127.0.0.1:8786"  # pyright: ignore
 
 
 def test_who_wants_several_slots_gets_them_together_and_is_not_passed_by_the_less_urgent():
