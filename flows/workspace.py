@@ -163,6 +163,11 @@ def _link_user_files(root: Path, folder: Path, params: Mapping[str, Any]) -> Non
     for name in [*named, *FETCHED]:
         if Path(name).is_absolute() or name.startswith("s3://"):
             continue
+        if ".." in Path(name).parts:
+            raise InputError(
+                f"data names {name!r}, which leads out of the project and would be another place in the workspace of a "
+                "run with a recipe or overrides; give an absolute path, or one below the project"
+            )
         source, link = root / name, folder / name
         if source.exists() and not link.exists():
             link.parent.mkdir(parents=True, exist_ok=True)

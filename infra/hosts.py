@@ -1,7 +1,8 @@
 """An ASGI server's application behind a check of the Host header.
 
 Without it a page on another site can reach a server of this machine by a name that it makes resolve to 127.0.0.1.
-`uvicorn --factory infra.hosts:guarded` serves the application that NFM_GUARDED names, as "module:factory".
+`uvicorn --factory infra.hosts:guarded` serves the application that NFM_GUARDED names, as "module:factory", to the hosts
+that NFM_HOSTS lists, with commas between. This file is also in the image of the containers, alone.
 """
 
 import os
@@ -10,11 +11,9 @@ from typing import Any
 
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from infra.settings import NAMES
-
 
 def guarded() -> Any:
-    """Returns the application that NFM_GUARDED names; foreign Host headers get status 400."""
+    """Returns the application that NFM_GUARDED names; Host headers that NFM_HOSTS lacks get status 400."""
     module, _, factory = os.environ["NFM_GUARDED"].partition(":")
     application = getattr(import_module(module), factory)()
-    return TrustedHostMiddleware(application, allowed_hosts=list(NAMES), www_redirect=False)
+    return TrustedHostMiddleware(application, allowed_hosts=os.environ["NFM_HOSTS"].split(","), www_redirect=False)

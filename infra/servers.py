@@ -44,6 +44,7 @@ def prefect(folder: Folder, settings: Settings) -> Service:
     environment = {
         **QUIET,
         "NFM_GUARDED": "prefect.server.api.server:create_app",
+        "NFM_HOSTS": ",".join(NAMES),
         "PREFECT__SERVER_FINAL": "1",  # as `prefect server start` has it
         "PREFECT_HOME": str(folder.private("prefect")),
         "PREFECT_API_AUTH_STRING": access,  # for its own services

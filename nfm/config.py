@@ -37,8 +37,13 @@ Patch = tuple[PositiveInt, PositiveInt]
 Deployment = Annotated[str, Field(min_length=1)]  # of the flow nfm-stages, by its name
 
 
-# No key may be called "size" or "nfiles": DVC leaves keys of these names, at any depth, out of what its run-cache knows
-# a run by, and would restore the outputs of another value.
+# No key may be called one of these: DVC leaves keys of these names, at any depth, out of what its run-cache knows a run
+# by, and would restore the outputs of another value.
+HIDDEN = ("size", "nfiles")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+NAMES = "expected letters, digits, - and _, first no - or _, and neither 'size' nor 'nfiles'"
+
+
 class Section(BaseModel):
     """A part of params.yaml: frozen, strictly typed, unknown keys refused."""
 
@@ -341,6 +346,9 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Params":
+        for name in self.coupling:
+            if not NAME.fullmatch(name) or name in HIDDEN:
+                raise ValueError(f"coupling has a section {name!r}, which becomes part of commands and paths; {NAMES}")
         for name in self.couplings:
             if name not in self.coupling:
                 hint = nearest(name, self.coupling)

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 import tomllib
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, shell
+from tests.servers import free_port, wait_for_answer
 
 INFRA = ROOT / "infra"
 DOCKERFILE = INFRA / "Dockerfile"
@@ -201,9 +204,37 @@ def test_the_servers_refuse_strangers(services):
     hosts = next(a for a in mlflow["command"] if a.startswith("--allowed-hosts=")).partition("=")[2].split(",")
     assert "mlflow:5000" in hosts
     assert not [host for host in hosts if "*" in host]
+    assert prefect["environment"]["NFM_HOSTS"] == "prefect,localhost,127.0.0.1"
     # Without keys SeaweedFS takes everybody for an administrator; its other servers have no keys at all.
     assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= set(s3["environment"])
     assert {"-ip.bind=127.0.0.1", "-s3.ip.bind=0.0.0.0"} <= set(s3["command"])
+
+
+def test_prefect_answers_to_its_names_alone(services, tmp_path):
+    """Its own command on this machine, with the folder, the database and the port of here."""
+    service, port = services["prefect"], free_port()
+    here = {
+        "--app-dir=/usr/local/lib/nfm": f"--app-dir={ROOT}",
+        "--host=0.0.0.0": "--host=127.0.0.1",
+        "--port=4200": f"--port={port}",
+    }
+    command = [here.get(argument, argument) for argument in service["command"]]
+    settings = {k: v for k, v in service["environment"].items() if "DATABASE" not in k and "STATIC" not in k}
+    environment = {**os.environ, **settings, "PREFECT_HOME": str(tmp_path)}
+    address = f"http://127.0.0.1:{port}/api/ready"
+    with subprocess.Popen([sys.executable, "-m", *command], cwd=tmp_path, env=environment) as server:
+        try:
+            wait_for_answer(address, server)
+            answers = {}
+            for host in ("prefect:4200", "localhost:4200", "127.0.0.1", "prefect.example", "foreign.example:4200"):
+                request = urllib.request.Request(address, headers={"Host": host})
+                try:
+                    answers[host] = urllib.request.urlopen(request, timeout=30).status
+                except urllib.error.HTTPError as error:
+                    answers[host] = error.code
+        finally:
+            server.terminate()
+    assert list(answers.values()) == [200, 200, 200, 400, 400], answers
 
 
 def test_what_must_last_is_on_a_volume_and_workers_share_none(stack, services):
@@ -323,7 +354,7 @@ def test_the_image_gets_the_versions_of_the_lock_and_no_tools_of_development():
     assert "grep '^uv==' requirements.lock" in run
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     # `stack` is for servers as plain processes, without containers.
-    assert set(re.findall(r"--extra (\w+)", run)) == set(extras) - {"dev", "stack"}
+    assert set(re.findall(r"--extra (\w+)", run)) == set(extras) - {"dev", "stack", "ray"}
     assert dict(rest.split("=") for name, rest in instructions() if name == "ARG") == {"TORCH": "cpu"}
     packages = re.search(r"--no-install-recommends ([a-z ]+?) &&", " ".join(r for n, r in final_stage() if n == "RUN"))
     assert packages is not None

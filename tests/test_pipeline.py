@@ -16,6 +16,15 @@ from tests.tiny import TINY
 ROOT = Path(__file__).parents[1]
 
 
+# Secrets that the first run holds, none of which it needs.
+CANARIES = {
+    "AWS_SECRET_ACCESS_KEY": "canary-store",
+    "AWS_SESSION_TOKEN": "canary-session",
+    "MLFLOW_TRACKING_PASSWORD": "canary-mlflow",
+    "PREFECT_API_AUTH_STRING": "canary:prefect",
+}
+
+
 def environment(**more):
     """The caller's environment without its settings of ours, and with this interpreter's programs first."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_", "NFM_"))}
@@ -80,7 +89,7 @@ def project(tmp_path_factory):
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     git(folder, "init", "--quiet")
     commit(folder)
-    first = run(folder, "flows.pipeline", PREFECT_HOME=str(home), NFM_TRACKER="mlflow")
+    first = run(folder, "flows.pipeline", PREFECT_HOME=str(home), NFM_TRACKER="mlflow", **CANARIES)
     commit(folder)
     return folder, home, first.stdout + first.stderr
 
@@ -90,6 +99,18 @@ def test_the_first_flow_run_executes_every_stage_of_the_graph(project):
     listed = run(folder, "dvc", "stage", "list", "--name-only").stdout.split()
     assert executed(log) == set(listed)
     assert len(listed) == 12
+
+
+def test_a_run_leaves_no_secret_in_its_files_logs_histories_and_parameters(project):
+    folder, home, log = project
+    files = [path for place in (folder, home) for path in place.rglob("*") if path.is_file() and not path.is_symlink()]
+    read = {str(path): path.read_bytes() for path in files}
+    databases = {Path(name).name: content for name, content in read.items() if name.endswith(".db")}
+    assert b"student@teacher-0" in databases["mlflow.db"]
+    assert b"student@teacher-0" in databases["prefect.db"] + read.get(str(home / "prefect.db-wal"), b"")
+    for secret in CANARIES.values():
+        assert secret not in log
+        assert [name for name, content in read.items() if secret.encode() in content] == []
 
 
 def test_the_summary_has_the_documented_shape(project):
