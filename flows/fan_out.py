@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import State, flow, task
+from prefect import State, flow, tags, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.futures import wait
@@ -154,6 +154,7 @@ def run_shares(
         task: ContextVar[Any] = TaskRunContext.__var__
         task.set(None)
         run: Any = shares
-        return run(return_state=True)
+        with tags("nfm"):
+            return run(return_state=True)
 
     return copy_context().run(apart)

@@ -30,6 +30,7 @@ from flows.process import Processes
 from flows.slots import Slots
 from flows.stage import Context, run_stage
 from flows.workspace import params_of, place_of, workspace
+from flows.zombies import sweep
 from nfm.errors import InputError
 from nfm.tracker import record_of
 from nfm.tracking import NoParent, open_parent
@@ -153,6 +154,7 @@ def run_graph(
         fan_out=fan_out,
         shared=plan.shared if fan_out else {},
     )
+    sweep()
     try:
         states = _run(plan, context)
     except BaseException:  # cancelled, Ctrl-C or SIGTERM
@@ -163,6 +165,7 @@ def run_graph(
     if states.get("report") and states["report"].name not in ("Cached", None):
         publish(folder)
     _close(history, "FINISHED" if state.is_completed() else "FAILED")
+    sweep()
     return state
 
 

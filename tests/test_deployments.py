@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from flows.zombies import NAME
 from nfm.recipes import recipe_names
 from tests.conftest import shell
 from tests.deployed import KINDS, make_project, prefect, worker
@@ -72,6 +73,8 @@ def _deploy(root: Path, environment: dict[str, str], server: httpx.Client) -> di
 def test_deploying_again_changes_nothing(deployed: Deployed):
     first, second = deployed.twice
     assert set(first) == set(NAMES)
+    automations = deployed.server.post("/automations/filter", json={}).json()
+    assert [(a["name"], a["enabled"]) for a in automations] == [(NAME, True)]
     changing = {"updated", "created", "updated_by", "last_polled", "status", "version_id", "version_info"}
     for name in NAMES:
         one, two = ({k: v for k, v in d[name].items() if k not in changing} for d in (first, second))

@@ -1,0 +1,90 @@
+"""Runs whose process is gone without a word: called Crashed, first the flow run, then its tasks.
+
+1. A flow run that lives gives a sign of life every three minutes, Prefect's heartbeat. An automation on the server
+   calls one Crashed that gives none; a deploy step of prefect.yaml installs it, for runs with the tag `nfm`.
+2. Tasks give no signs. Those of a flow run that has ended are called Crashed by the next one, at its start and end.
+3. Nothing is lost by it: `prefect flow-run retry`, or another run, goes on, and what had finished is Cached.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+import httpx
+from prefect.automations import AutomationCore, EventTrigger
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter, TaskRunFilter
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import Posture
+from prefect.states import Crashed
+
+NAME = "nfm: a run without a sign of life is crashed"
+HEARTBEAT = "prefect.flow-run.heartbeat"
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+FLOWS = ("nfm", "nfm-stages", "nfm-shares")
+PAGE = 200  # what the server returns at most
+
+
+def install(within: float = 600.0) -> dict[str, str]:
+    """Makes the automation on the Prefect server, or renews the one that is there; a step of `prefect deploy`.
+
+    Arguments:
+        within: Silence after which a flow run counts as dead, seconds; three signs of life by default.
+
+    Returns:
+        The automation's id, for later steps.
+    """
+    automation = AutomationCore(
+        name=NAME,
+        description="Flow runs with the tag nfm whose process was killed, or whose machine is gone",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            match={"prefect.resource.id": "prefect.flow-run.*"},  # pyright: ignore
+            match_related={"prefect.resource.id": "prefect.tag.nfm", "prefect.resource.role": "tag"},  # pyright: ignore
+            after={HEARTBEAT},
+            expect={"prefect.flow-run.*"},  # another sign, or its end, by whatever name
+            for_each={"prefect.resource.id"},
+            threshold=1,
+            within=timedelta(seconds=within),
+        ),
+        actions=[_crash(within)],
+    )
+    with get_client(sync_client=True) as client:
+        first, *more = [a.id for a in client.read_automations_by_name(NAME)] or [client.create_automation(automation)]
+        client.update_automation(first, automation)
+        for double in more:  # as two deploys at once may make
+            client.delete_automation(double)
+    return {"automation": str(first)}
+
+
+def sweep() -> int:
+    """Calls tasks Crashed that are still Running although their flow run, one of ours, has ended.
+
+    Returns:
+        How many there were.
+    """
+    try:
+        with get_client(sync_client=True) as client:
+            found = _orphans(client)
+            for task in found:
+                client.set_task_run_state(task.id, Crashed(message="its flow run has ended without it"), force=True)
+    except httpx.HTTPError:
+        return 0  # a server that is away is no reason to stop; the next flow run sweeps
+    return len(found)
+
+
+def _crash(within: float) -> ChangeFlowRunState:
+    message = f"no sign of life for {within:g} seconds"
+    return ChangeFlowRunState(name=None, state=StateType.CRASHED, message=message, force=False)
+
+
+def _orphans(client: SyncPrefectClient) -> list[Any]:
+    ours: dict[str, Any] = {"name": {"any_": list(FLOWS)}}
+    ended: dict[str, Any] = {"state": {"type": {"any_": list(ENDED)}}}
+    running: dict[str, Any] = {"state": {"type": {"any_": ["RUNNING"]}}}
+    return client.read_task_runs(
+        flow_filter=FlowFilter.model_validate(ours),
+        flow_run_filter=FlowRunFilter.model_validate(ended),
+        task_run_filter=TaskRunFilter.model_validate(running),
+        limit=PAGE,
+    )

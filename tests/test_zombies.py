@@ -1,0 +1,113 @@
+"""Runs whose process was killed: the server calls them Crashed, and nothing stays Running."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+
+from flows.elsewhere import FLOW as STAGES
+from flows.fan_out import FLOW as SHARES
+from flows.pipeline import pipeline
+from flows.zombies import FLOWS, NAME, install, sweep
+from tests.conftest import ROOT
+from tests.test_flows import wait_for
+
+WITHIN = 40.0  # instead of 600, with signs of life every 30 s instead of 180
+
+LONG = """\
+import time
+from prefect import flow, tags, task
+
+@task(name="stage")
+def stage():
+    time.sleep(600)
+
+@flow(name="nfm")
+def run():
+    stage()
+
+with tags("nfm"):
+    run()
+"""
+REFUSED = """\
+from prefect import flow, tags
+from prefect.states import Failed
+
+@flow(name="nfm")
+def run():
+    return Failed(name="Refused", message="width is 0")
+
+with tags("nfm", "refused"):
+    run(return_state=True)
+"""
+
+
+def states(client: Any, name: str) -> tuple[str, list[str]]:
+    """Types of the states of the flow run that a process has started, and of its tasks."""
+    (run,) = client.read_flow_runs(flow_run_filter=of(name))
+    return run.state_type.value, [t.state_type.value for t in client.read_task_runs(flow_run_filter=of(name))]
+
+
+def of(name: str) -> FlowRunFilter:
+    mark: Any = {"tags": {"all_": [name]}}
+    return FlowRunFilter.model_validate(mark)
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_run_is_crashed_with_its_tasks_and_one_that_lives_is_not(prefect_server: str, tmp_path: Path):
+    assert install(WITHIN) == install(WITHIN)  # one, however often
+    environment = {**os.environ, "PREFECT_API_URL": prefect_server, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    (tmp_path / "refused.py").write_text(REFUSED)
+    subprocess.run([sys.executable, "refused.py"], cwd=tmp_path, env=environment, check=True)
+    processes = {}
+    for name in ("dead", "alive"):
+        (tmp_path / f"{name}.py").write_text(LONG.replace('tags("nfm")', f'tags("nfm", "{name}")'))
+        processes[name] = subprocess.Popen([sys.executable, f"{name}.py"], cwd=tmp_path, env=environment)
+    try:
+        with get_client(sync_client=True) as client:
+            (automation,) = client.read_automations_by_name(NAME)
+            assert automation.enabled
+            for name in processes:
+                wait_for(lambda name=name: len(client.read_flow_runs(flow_run_filter=of(name))) == 1, 120)
+                wait_for(lambda name=name: states(client, name) == ("RUNNING", ["RUNNING"]), 120)
+            processes["dead"].send_signal(signal.SIGKILL)
+            processes["dead"].wait()
+            assert states(client, "dead") == ("RUNNING", ["RUNNING"])
+            assert sweep() == 0  # nobody knows yet
+            wait_for(lambda: states(client, "dead")[0] == "CRASHED", 180)
+            (run,) = client.read_flow_runs(flow_run_filter=of("dead"))
+            assert run.state.message == "no sign of life for 40 seconds"
+            assert sweep() == 1
+            assert states(client, "dead") == ("CRASHED", ["CRASHED"])
+            assert states(client, "alive") == ("RUNNING", ["RUNNING"])
+            assert sweep() == 0
+            (refused,) = client.read_flow_runs(flow_run_filter=of("refused"))  # silent for longer
+            assert refused.state_name == "Refused"
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+
+
+def test_the_flows_that_are_swept_are_those_that_there_are():
+    assert set(FLOWS) == {pipeline.name, STAGES, SHARES}
+
+
+def test_without_a_server_nothing_is_swept_and_nothing_raised(monkeypatch: pytest.MonkeyPatch):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        assert sweep() == 0
+
+
+def test_the_deploy_step_installs_it_with_time_for_three_signs():
+    assert "- flows.zombies.install:\n      within: 600" in (ROOT / "prefect.yaml").read_text()
+    from prefect.settings import get_current_settings
+
+    assert 600 > 3 * (get_current_settings().flows.heartbeat_frequency or 0) > 0
