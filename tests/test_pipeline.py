@@ -183,12 +183,12 @@ def test_a_changed_param_makes_stale_what_reads_it_and_no_more(project, changes,
     ("file", "stale"),
     [
         ("flows/pipeline.py", set()),
-        ("nfm/config.py", set()),
+        ("nfm/config/params.py", set()),
         ("nfm/tracking.py", set()),
         ("nfm/teacher/tarflow.py", {"teacher", "couple-teacher", "evaluate-teacher"}),
         ("nfm/student/loss.py", {"student", "evaluate"}),
         ("nfm/metrics/fidelity.py", {"reference", "evaluate", "evaluate-teacher"}),
-        ("nfm/figures.py", {"report"}),
+        ("nfm/figures/curves.py", {"report"}),
     ],
 )
 def test_a_comment_in_the_code_makes_stale_the_stages_that_list_it(project, file, stale):
