@@ -1,8 +1,8 @@
 """How long a team waits: writes results/stack.json, in some twelve minutes of two cores.
 
-Three times, on clones of this checkout's commit: from nothing to a finished pipeline of params.yaml, by the commands of
-docs/operations.md; the same deployment again where all is up to date, the worker killed before so that its start counts;
-and a clone with an empty cache that restores everything from the S3 store.
+Three times, on clones of this commit: from nothing to a finished pipeline of params.yaml, by the commands of
+docs/operations.md; the same deployment again where all is up to date, the worker killed before, so that its start
+counts; and a clone with an empty cache that restores everything from the S3 store.
 """
 
 import argparse
