@@ -6,7 +6,7 @@
 3. Nothing is lost by it: `prefect flow-run retry`, or another run, goes on, and what had finished is Cached.
 """
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -57,15 +57,18 @@ def install(within: float = 600.0) -> dict[str, str]:
     return {"automation": str(first)}
 
 
-def sweep() -> int:
+def sweep(settled: float = 60.0) -> int:
     """Calls tasks Crashed that are still Running although their flow run, one of ours, has ended.
+
+    Arguments:
+        settled: How long ago it must have ended, seconds, for states of tasks reach the server later than their flow's.
 
     Returns:
         How many there were.
     """
     try:
         with get_client(sync_client=True) as client:
-            found = _orphans(client)
+            found = _orphans(client, datetime.now(UTC) - timedelta(seconds=settled))
             for task in found:
                 client.set_task_run_state(task.id, Crashed(message="its flow run has ended without it"), force=True)
     except httpx.HTTPError:
@@ -78,9 +81,9 @@ def _crash(within: float) -> ChangeFlowRunState:
     return ChangeFlowRunState(name=None, state=StateType.CRASHED, message=message, force=False)
 
 
-def _orphans(client: SyncPrefectClient) -> list[Any]:
+def _orphans(client: SyncPrefectClient, before: datetime) -> list[Any]:
     ours: dict[str, Any] = {"name": {"any_": list(FLOWS)}}
-    ended: dict[str, Any] = {"state": {"type": {"any_": list(ENDED)}}}
+    ended: dict[str, Any] = {"state": {"type": {"any_": list(ENDED)}}, "end_time": {"before_": before}}
     running: dict[str, Any] = {"state": {"type": {"any_": ["RUNNING"]}}}
     return client.read_task_runs(
         flow_filter=FlowFilter.model_validate(ours),
