@@ -209,7 +209,10 @@ def _leave_group() -> None:
 
 
 def _fail(sentence: str) -> None:
-    print(f"nfm: {sentence}", file=sys.stderr)
+    if file := os.environ.get("NFM_REFUSAL"):  # whoever launched this process says it, see `nfm.train.launch`
+        Path(file).write_text(sentence)
+    else:
+        print(f"nfm: {sentence}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -250,8 +253,7 @@ def _with_processes() -> None:
     """
     if "LOCAL_RANK" in os.environ:
         return
-    from nfm.train.launch import process_count
+    from nfm.train.launch import process_count, relaunch
 
     if process_count() > 1:
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "-m", "nfm"]
-        os.execv(sys.executable, [*launch, *sys.argv[1:]])
+        sys.exit(relaunch(sys.argv[1:]))

@@ -9,9 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -271,6 +273,47 @@ def test_two_processes_share_the_shards_and_write_what_one_writes(project, whole
         "encoded-0.json": [*range(20), *range(40, 60), *range(80, 90)],
         "encoded-1.json": [*range(20, 40), *range(60, 80)],
     }
+
+
+def launched(folder, config):
+    """The stage by its command on a machine whose accelerate is set up for two processes."""
+    config.mkdir()
+    text = "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_processes: 2\nnum_machines: 1\n"
+    (config / "accelerate").mkdir()
+    (config / "accelerate" / "default_config.yaml").write_text(text + "main_process_port: 0\n")
+    environment = os.environ | {"HF_HOME": str(config), "NFM_TRACKER": "none", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "nfm", "couple", "--coupling", "teacher", "--seed", "0"]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_the_gate_of_several_processes_fails_in_one_sentence_too(project, whole, tmp_path):
+    set_params(project, **{"gate.allow": False})
+    refused = launched(project, tmp_path / "once")
+    said = refused.communicate(timeout=200)[1]
+    assert refused.returncode == 2, said
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("nfm: the teacher's coupling is outside coupling.teacher.gate: ")
+    assert said.count("nfm: ") == 1
+    set_params(project)
+    allowed = launched(project, tmp_path / "again")
+    said = allowed.communicate(timeout=200)[1]
+    assert allowed.returncode == 0, said
+    assert outputs(project).keys() == outputs(whole).keys()
+
+
+def test_sigterm_ends_all_processes_of_a_launch(project, tmp_path):
+    parent = launched(project, tmp_path / "once")
+    children = []
+    while not children:
+        time.sleep(0.2)
+        assert parent.poll() is None
+        # The launcher's own children.
+        children = [grandchild for child in psutil.Process(parent.pid).children() for grandchild in child.children()]
+    parent.terminate()
+    assert parent.wait(60) == 128 + signal.SIGTERM
+    assert psutil.wait_procs(children, timeout=30)[1] == []
 
 
 def test_an_error_in_one_process_ends_all_and_the_work_of_all_is_kept(project, whole, encoded):

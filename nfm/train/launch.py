@@ -1,6 +1,12 @@
 """Processes: how many a training should have, and accelerate's view of them."""
 
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
@@ -11,6 +17,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_
 
 from nfm.errors import InputError
 
+REFUSAL = "NFM_REFUSAL"  # environment variable: the file where a launched process leaves its sentence on bad input
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
@@ -24,6 +31,45 @@ def process_count() -> int:
     if os.path.isfile(default_config_file):
         return max(1, getattr(load_config_from_file(None), "num_processes", 1))
     return max(1, torch.cuda.device_count())
+
+
+def relaunch(arguments: Sequence[str]) -> int:
+    """Runs a command of ours under `accelerate launch`.
+
+    Arguments:
+        arguments: Of `python -m nfm`.
+
+    Returns:
+        The launcher's exit status, 128 and more for a signal.
+
+    Raises:
+        InputError: A process refused its input. The launcher answers that with a traceback, which is left out.
+    """
+    with TemporaryDirectory() as folder:
+        sentence = Path(folder) / "sentence"
+        command = [sys.executable, "-m", "accelerate.commands.launch", "-m", "nfm", *arguments]
+        child = subprocess.Popen(
+            command, env={**os.environ, REFUSAL: str(sentence)}, stderr=subprocess.PIPE, text=True, errors="replace"
+        )
+        stopped: list[int] = []
+
+        def stop(number: int, _: object) -> None:
+            stopped.append(number)
+            child.terminate()
+
+        signal.signal(signal.SIGTERM, stop)
+        assert child.stderr is not None
+        with child.stderr:
+            for line in child.stderr:
+                if not sentence.exists():
+                    sys.stderr.write(line)
+                    sys.stderr.flush()
+        status = child.wait()
+        if sentence.exists():
+            raise InputError(sentence.read_text())
+    if stopped:
+        return 128 + stopped[0]  # the launcher would say 1
+    return status if status >= 0 else 128 - status
 
 
 def open_processes() -> PartialState:
