@@ -129,17 +129,12 @@ def run_graph(
         Completed or Failed, with a summary.
 
     Raises:
-        InputError: There is no DVC project in the folder, or no stage of a name, or no remote where
-            one is needed.
+        InputError: There is no DVC project in the folder, no stage of a name, or no remote where one is needed.
     """
     checkout = Checkout(folder)
-    if (push or asked or elsewhere) and not checkout.has_remote:
-        raise InputError(
-            f"{folder} has no default DVC remote to carry files between machines; "
-            "`dvc remote add --default store s3://bucket/nfm` and commit .dvc/config"
-        )
-    plan = checkout.plan(stages)
-    named = checkout.named(stages) if asked else None
+    if push or asked or elsewhere:
+        _want_remote(checkout)
+    plan, named = checkout.plan(stages), checkout.named(stages) if asked else None
     history = _history(home or folder, folder, recipe)
     context = Context(
         checkout,
@@ -149,8 +144,8 @@ def run_graph(
         Slots(workers()),
         {"NFM_RECIPE": recipe},
         elsewhere,
-        named,
-        frozenset(plan.upstream) if push else named or frozenset(),
+        asked=named,
+        pushes=frozenset(plan.upstream) if push else named or frozenset(),
         fan_out=fan_out,
         shared=plan.shared if fan_out else {},
     )
@@ -161,12 +156,20 @@ def run_graph(
         context.processes.stop()
         _close(history, "KILLED")
         raise
-    state = _summary(states)
     if states.get("report") and states["report"].name not in ("Cached", None):
         publish(folder)
-    _close(history, "FINISHED" if state.is_completed() else "FAILED")
     sweep()
+    state = _summary(states)
+    _close(history, "FINISHED" if state.is_completed() else "FAILED")
     return state
+
+
+def _want_remote(checkout: Checkout) -> None:
+    if not checkout.has_remote:
+        raise InputError(
+            f"{checkout.root} has no default DVC remote to carry files between machines; "
+            "`dvc remote add --default store s3://bucket/nfm` and commit .dvc/config"
+        )
 
 
 def _run(plan: Plan, context: Context) -> dict[str, State[Any]]:
