@@ -182,10 +182,11 @@ def test_ending_the_flow_ends_its_stages(tiny: Tiny, prefect_server: str, number
     alive = tiny.root.parent / "pid"
     twist = f"Path({str(alive)!r}).write_text(str(os.getpid())); time.sleep(120)"
     (tiny.root / "params.yaml").write_text("scale: 3\n")
+    params = {"run": {"fan_out": {"tasks": 1, "runner": "threads", "address": None}}}
     program = (
         # Where the tests run in the background Ctrl-C is ignored, and a child would inherit that.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import flows.pipeline as p; p.params_of = lambda *a: {}; p.main(['--stages', 'work@left'])"
+        f"import flows.pipeline as p; p.params_of = lambda *a: {params}; p.main(['--stages', 'work@left'])"
     )
     environment = {
         "TWIST": twist,
