@@ -77,7 +77,7 @@ class FanOut:
                     return RayTaskRunner(address=self.address, init_kwargs=None if self.address else own)
         except ImportError as error:
             raise InputError(
-                f"run.fan_out.runner is {self.runner!r}, but {error.name} is not installed here; "
+                f"run.fan_out.runner is {self.runner!r}, but prefect_{self.runner} is not installed here; "
                 f"pip install 'nfm[{self.runner}]', or use threads"
             ) from error
         return ThreadPoolTaskRunner(max_workers=at_once)

@@ -148,7 +148,7 @@ def test_sigterm_ends_the_shares_with_the_flow(project: Tiny, prefect_server: st
 
 
 def test_a_runner_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "prefect_ray", None)
+    monkeypatch.setitem(sys.modules, "prefect_ray.task_runners", None)
     with pytest.raises(InputError, match=r"run.fan_out.runner is 'ray', but prefect_ray is not installed") as raised:
         FanOut(2, "ray", None).task_runner(2)
     assert "pip install 'nfm[ray]'" in str(raised.value)
