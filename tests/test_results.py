@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # The README has the table of the digits.
 SUMMARIES = [
     name
-    for name in [*recipe_names(), "digits-redraw", "mnist-narrow", "mnist16-redraw"]
+    for name in [*recipe_names(), "digits-redraw", "mnist-narrow", "mnist16-6000", "mnist16-redraw"]
     if name != "digits" and (ROOT / "results" / f"{name}.json").is_file()
 ]
 STUDIES = sorted((ROOT / "results" / "studies").glob("*.json"))
