@@ -271,7 +271,7 @@ def test_samples_are_the_same_in_any_batch_and_none_is_held_on_to(project, monke
     [
         ("evaluate", "samples", 30),
         ("evaluate", "features", "2048 of Inception"),
-        ("evaluate-teacher", "metric", "fd_digits_30"),
+        ("evaluate-teacher", "fd", "fd_digits_30"),
         ("reference", "resize", "box"),
         ("reference", "test", 10_000),
     ],

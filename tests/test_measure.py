@@ -29,7 +29,7 @@ from nfm.data.writing import write_splits
 from nfm.errors import InputError
 from nfm.metrics.fidelity import classifier_extractor, extract, fidelity, inception
 from nfm.metrics.statistics import Accumulator
-from nfm.metrics.yardstick import metric_name, shared_yardstick
+from nfm.metrics.yardstick import measure_names, shared_yardstick
 from nfm.random import generator_for
 from nfm.solve.draws import Draws
 from nfm.solve.sample import initial_noise
@@ -124,7 +124,7 @@ def test_our_path_measures_what_torch_fidelitys_own_command_does(weights, tmp_pa
     for part in fake.split(7):
         tally.add(part, None)
     ours = tally.figures()
-    assert measure.names == {"fd": "fid_10", "fd_train": "fid_10_train"}
+    assert list(measure.names.values()) == ["fid_10", "fid_10_train", "kid_10", "precision_10", "recall_10"]
     # Their means and kernels are in float32, which costs some 1e-7 of either.
     assert ours["fd"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
     assert ours["fd_train"] == pytest.approx(ours["fd"], rel=1e-6)  # the same images, in another order
@@ -404,19 +404,24 @@ def test_draws_without_labels_show_the_first():
     [
         ("digits", 1000, {}, "fd_digits_1k"),
         ("digits", 540, {}, "fd_digits_540"),
-        ("digits", 1500, {"train": True}, "fd_digits_1500_train"),
+        ("digits", 1500, {}, "fd_digits_1500_train"),
+        ("digits", 1000, {}, "kid_digits_1k"),
         ("My Photos (2)", 50_000, {}, "fd_my-photos-2_50k"),
-        ("photos", 1000, {"rotation": True, "train": True}, "fd_photos_rot_1k_train"),
+        ("photos", 1000, {"rotation": True}, "fd_photos_rot_1k_train"),
+        ("photos", 1000, {"rotation": True}, "recall_photos_rot_1k"),
         ("digits", 50_000, {"inception": True}, "fid_50k"),
-        ("digits", 50_000, {"inception": True, "train": True}, "fid_50k_train"),
+        ("digits", 50_000, {"inception": True}, "fid_50k_train"),
+        ("digits", 50_000, {"inception": True}, "precision_50k"),
     ],
 )
-def test_a_distances_name_has_features_and_count(dataset, samples, options, name):
-    assert metric_name(dataset, samples, **({"inception": False} | options)) == name
-    assert re.fullmatch(r"[\w./ -]+", name)  # what MLflow takes for a metric
+def test_a_measures_name_has_features_and_count(dataset, samples, options, name):
+    names = measure_names(dataset, samples, **({"inception": False} | options)).values()
+    assert name in names
+    assert len(set(names)) == 5
+    assert all(re.fullmatch(r"[\w./ -]+", each) for each in names)  # what MLflow takes for a metric
 
 
-YARDSTICK = {"metric": "fd_digits_1k", "features": "64 of a", "resize": "box", "samples": 1000, "test": 5, "train": 9}
+YARDSTICK = {"fd": "fd_digits_1k", "features": "64 of a", "resize": "box", "samples": 1000, "test": 5, "train": 9}
 
 
 @pytest.mark.parametrize("word", YARDSTICK)

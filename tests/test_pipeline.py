@@ -118,8 +118,8 @@ def test_the_summary_has_the_documented_shape(project):
     couplings = {"semidiscrete-ot", "teacher"}
     assert summary["dataset"] == "digits"
     assert summary["samples"] == 20
-    assert summary["metric"] == "fd_digits_20"
-    for name in ("fd", "fd_train", "accuracy"):
+    assert summary["metric"] == summary["names"]["fd"] == "fd_digits_20"
+    for name in (*summary["names"], "accuracy"):
         assert set(summary[name]) == couplings
         assert all(set(by_nfe) == {"1", "5"} for by_nfe in summary[name].values())
         assert all(len(v) == 1 for by_nfe in summary[name].values() for v in by_nfe.values())
@@ -134,6 +134,7 @@ def test_the_summary_has_the_documented_shape(project):
     measured = json.loads((project[0] / "metrics" / "evaluate" / "teacher-0.json").read_text())
     assert summary["fd"]["teacher"]["5"] == [measured["fd_digits_20"]["euler-5"]]
     assert summary["fd_train"]["teacher"]["5"] == [measured["fd_digits_20_train"]["euler-5"]]
+    assert summary["recall"]["teacher"]["5"] == [measured["recall_digits_20"]["euler-5"]]
     assert summary["fd_heun_5"]["teacher"] == [measured["fd_digits_20"]["heun-5"]]
 
 

@@ -61,6 +61,7 @@ def made_up(couplings=tuple(MADE_UP), seeds=3, **changes):
         "dataset": "digits",
         "features": "64 features of a classifier",
         "samples": 1000,
+        "names": {"recall": "recall_digits_1k"},
         "fd": fd,
         "fd_heun_5": {c: [x * 0.9 for x in v["5"]] for c, v in fd.items()},
         "recall": {c: {n: [1 / x for x in values] for n, values in v.items()} for c, v in fd.items()},
@@ -180,7 +181,7 @@ def test_captions_carry_the_full_name_of_the_distance_where_the_summary_has_it(t
 
 def test_the_best_of_a_measure_that_should_be_high_is_the_highest(written):
     summary, _, page = written
-    row = rows_of(page, "Recall")[2]
+    row = rows_of(page, "Recall (recall_digits_1k), the share")[2]
     values = [fmean(summary["recall"][c]["1"]) for c in MADE_UP]
     assert [best for _, best in row[1:]] == [value == max(values) for value in values]
 

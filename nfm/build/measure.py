@@ -18,7 +18,7 @@ from nfm.data.shards import Split, to_uint8
 from nfm.metrics.features import FEATURES, count_right
 from nfm.metrics.fidelity import classifier_extractor, extract, fidelity, frechet, inception
 from nfm.metrics.statistics import Accumulator, Statistics
-from nfm.metrics.yardstick import Yardstick, metric_name, shared_yardstick
+from nfm.metrics.yardstick import Yardstick, measure_names, shared_yardstick
 
 FORMAT = "nfm-reference-2"
 SPLITS = ("train", "test")
@@ -165,19 +165,12 @@ class Measure:
         self.pixels = pixels
         self.ruler, self.classifier = ruler, classifier.model
         self.train, self.test = references["train"], references["test"]
-        self.names: dict[str, str] = {  # full names of the distances
-            key: metric_name(
-                self.test.dataset,
-                samples,
-                inception=inception,
-                rotation=classifier.task == "rotation",
-                train=key == "fd_train",
-            )
-            for key in ("fd", "fd_train")
-        }
+        self.names = measure_names(
+            self.test.dataset, samples, inception=inception, rotation=classifier.task == "rotation"
+        )
         self.yardstick: dict[str, Any] = {
             **self.test.yardstick,
-            "metric": self.names["fd"],
+            **self.names,
             "samples": samples,
             "test": self.test.statistics.count,
             "train": self.train.statistics.count,

@@ -1,4 +1,4 @@
-"""What a distance was measured with: its name, and the refusal to compare two that differ in it."""
+"""What samples were measured with: the measures' names, and the refusal to compare two that differ in it."""
 
 import re
 from collections.abc import Mapping
@@ -9,20 +9,26 @@ from nfm.errors import InputError
 Yardstick = Mapping[str, Any]  # what was measured with, by word: features, resize filter, counts
 
 
-def metric_name(dataset: str, samples: int, *, inception: bool, rotation: bool = False, train: bool = False) -> str:
-    """Returns a Fréchet distance's name with its features and count: `fid_50k`, `fd_digits_1k_train`.
+MEASURES = ("fd", "fd_train", "kid", "precision", "recall")  # all depend on the features and on the count
+
+
+def measure_names(dataset: str, samples: int, *, inception: bool, rotation: bool = False) -> dict[str, str]:
+    """Returns the measures' full names, with features and count: `fid_50k`, `fd_digits_1k_train`, `kid_digits_1k`.
 
     Arguments:
         dataset: Name of the data set whose classifier gives the features, if it is not Inception.
         samples: Number of samples; whole thousands are written with a k.
         inception: Whether the features are Inception's.
         rotation: Whether they are, if not Inception's, of a classifier of quarter turns, for want of classes.
-        train: Whether the distance is to the training images, not to the test images.
     """
     plain = re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-")
-    features = "fid" if inception else f"fd_{plain}{'_rot' * rotation}"
+    features = [] if inception else [plain + "_rot" * rotation]
     count = f"{samples // 1000}k" if samples % 1000 == 0 else str(samples)
-    return f"{features}_{count}{'_train' * train}"
+    names = {}
+    for measure in MEASURES:
+        word, *images = measure.split("_")
+        names[measure] = "_".join(["fid" if inception and word == "fd" else word, *features, count, *images])
+    return names
 
 
 def shared_yardstick(yardsticks: Mapping[str, Yardstick | None]) -> Yardstick:

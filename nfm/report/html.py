@@ -16,9 +16,9 @@ from nfm.report.tables import Values, by_nfe, cost_by_coupling, cost_by_stage, d
 KINDS = {".svg": "svg+xml", ".png": "png"}
 MEASURES = {  # name -> caption, digits, which end is good
     "fd_train": ("{metric} to the training images; low is good", 2, min),
-    "kid": ("KID × 1000, kernel distance on the same features; low is good", 2, min),
-    "precision": ("Precision, the share of samples near a real image; high is good", 3, max),
-    "recall": ("Recall, the share of real images near a sample; high is good", 3, max),
+    "kid": ("KID × 1000{name}, kernel distance on the same features; low is good", 2, min),
+    "precision": ("Precision{name}, the share of samples near a real image; high is good", 3, max),
+    "recall": ("Recall{name}, the share of real images near a sample; high is good", 3, max),
     "accuracy": ("Accuracy, the share of samples that the classifier gives the class asked for", 3, max),
 }
 
@@ -204,7 +204,10 @@ def _measures(summary: Mapping[str, Any], heun: Collection[int]) -> str:
         measured = {c: v for c, v in summary.get(name, {}).items() if v}
         values = {c: {nfe: [scale * x for x in seeds] for nfe, seeds in v.items()} for c, v in measured.items()}
         if values:
-            caption = caption.format(metric=escape(full_metric(summary, train=True)))
+            full = summary.get("names", {}).get(name)
+            caption = caption.format(
+                metric=escape(full_metric(summary, train=True)), name=f" ({escape(full)})" if full else ""
+            )
             tables += by_nfe(_by_solver(values, heun, {}), f"{caption}.", digits=digits, best=best)
     return _section("Other measures", f'<div class="pair">{tables}</div>') if tables else ""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nfm.artifacts import atomic_path, load_tensors, read_json, write_json
 from nfm.config import Params
-from nfm.metrics.yardstick import Yardstick, shared_yardstick
+from nfm.metrics.yardstick import MEASURES, Yardstick, shared_yardstick
 from nfm.report.assemble import write_report
 from nfm.report.csv import write_csvs
 from nfm.report.headline import headline
@@ -19,7 +19,6 @@ from nfm.tracker import record_of
 
 TEACHER = "teacher"
 CARD = ("c2st", "c2st_error", "round_trip", "sigma", "mean_drift", "variance_drift")
-BY_NFE = ("kid", "precision", "recall", "accuracy")
 
 
 def report(root: Path, params: Params) -> None:
@@ -45,10 +44,11 @@ def summarise(root: Path, params: Params) -> dict[str, Any]:
     """Joins the metrics of all seeds and couplings; of a student that takes one step there is NFE 1 alone.
 
     Returns:
-        By name: "metric", the distance's full name; "fd" (to the test images, "fd_train" to the training images) and
-        the like as {coupling: {nfe: [a value per seed]}}, "curvature" as {coupling: [..]}, "teacher" and "coupling" as
-        means over seeds (the gate has a verdict each), None without a teacher, "seconds" as {stage: seconds}. At an NFE
-        that both solvers measure the figure is Euler's; Heun's at 5 is in "fd_heun_5".
+        By name: "metric", the distance's full name, and "names", those of all measures; "fd" (to the test images,
+        "fd_train" to the training images), "kid" and the like as {coupling: {nfe: [a value per seed]}}, "curvature" as
+        {coupling: [..]}, "teacher" and "coupling" as means over seeds (the gate has a verdict each), None without a
+        teacher, "seconds" as {stage: seconds}. At an NFE that both solvers measure the figure is Euler's; Heun's at 5
+        is in "fd_heun_5".
     """
     measured = {
         name: [read_json(root / "metrics" / "evaluate" / f"{name}-{seed}.json") for seed in params.seeds]
@@ -56,13 +56,15 @@ def summarise(root: Path, params: Params) -> dict[str, Any]:
     }
     features, reference = (read_json(root / "metrics" / f"{name}.json") for name in ("features", "reference"))
     yardstick = _yardstick(root, params, measured, reference)
-    fd = yardstick["metric"]
+    names = {measure: yardstick[measure] for measure in MEASURES}
+    fd = names["fd"]
     walking = [name for name in params.couplings if name not in params.one_step]
     learned = "a classifier" if features["task"] == "class" else "a classifier of quarter turns"
     source = "Inception" if params.evaluate.inception else learned
     summary = {
         "dataset": read_json(root / "artifacts" / "data" / "test" / "manifest.json")["dataset"],
         "metric": fd,
+        "names": names,
         "features": f"{reference['width']} of {source}, penultimate layer",
         "samples": yardstick["samples"],
         "test_images": yardstick["test"],
@@ -76,7 +78,7 @@ def summarise(root: Path, params: Params) -> dict[str, Any]:
         "floor": reference["floor"],
         "test_accuracy": features["accuracy"],
     }
-    for key, metric in {"fd": fd, "fd_train": f"{fd}_train", **{name: name for name in BY_NFE}}.items():
+    for key, metric in {**names, "accuracy": "accuracy"}.items():
         summary[key] = {name: _by_nfe(runs, metric) for name, runs in measured.items()}
     if 5 in params.evaluate.heun:
         summary["fd_heun_5"] = {name: [run[fd]["heun-5"] for run in measured[name]] for name in walking}
@@ -136,7 +138,7 @@ def _yardstick(
         }
     shared = shared_yardstick(yardsticks)
     # The floor has no samples.
-    images = {word: value for word, value in shared.items() if word not in ("metric", "samples")}
+    images = {word: value for word, value in shared.items() if word not in (*MEASURES, "samples")}
     shared_yardstick({next(iter(yardsticks)): images, "metrics/reference.json": reference.get("yardstick")})
     return shared
 
