@@ -1,21 +1,18 @@
 """A folder with a dvc.yaml as the flow sees it: its graph, what is up to date, what is damaged."""
 
-import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
+from flows.copies import copies, is_intact, md5_there
 from nfm.config import nearest
 from nfm.errors import InputError
-
-if TYPE_CHECKING:
-    from dvc.output import Output
 
 
 class BusyError(Exception):
@@ -77,6 +74,12 @@ class Checkout:
     def has_remote(self) -> bool:
         """Whether a default remote is configured."""
         return bool(self._repo.config["core"].get("remote"))
+
+    @property
+    def s3_endpoint(self) -> str | None:
+        """URL of the S3 store that the default remote is in; empty for Amazon's, None without such a remote."""
+        remote = self._repo.config["remote"].get(self._repo.config["core"].get("remote"), {})
+        return remote.get("endpointurl") or "" if str(remote.get("url")).startswith("s3://") else None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -180,13 +183,62 @@ class Checkout:
             The outputs' files that are missing or damaged, relative to the root.
         """
         with self._dvc() as repo:
-            copies = [c for out in _stages(repo)[name].outs for c in _copies(out)]
+            found = [copy for out in _stages(repo)[name].outs for copy in copies(out)]
         wrong = set()
-        for path, copy, md5 in copies:
-            if not _is_intact(copy, md5):
+        for path, copy, md5 in found:
+            if not is_intact(copy, md5):
                 copy.unlink(missing_ok=True)
                 wrong.add(str(path.relative_to(self._repo.root_dir)))
         return sorted(wrong)
+
+    def spoilt(self, name: str) -> list[str]:
+        """Removes from the remote those copies of a stage's outputs that are not what their name says.
+
+        Looks at outputs only that are not in the cache, and reads them without writing them down, so that a
+        full or failing disk here is not taken for damage there.
+
+        Returns:
+            The files that they are copies of, relative to the root.
+        """
+        if not self.has_remote:
+            return []
+        with self._dvc() as repo:
+            odb = repo.cloud.get_remote_odb()
+            missing = {
+                out.cache.path_to_oid(str(copy)): path
+                for out in _stages(repo)[name].outs
+                for path, copy, md5 in copies(out)
+                if copy != path and not is_intact(copy, md5)
+            }
+            places = {odb.oid_to_path(oid): (oid, path) for oid, path in missing.items()}
+            wrong = [place for place, (oid, _) in places.items() if md5_there(odb.fs, place) not in (None, oid)]
+            for place in wrong:
+                odb.fs.remove(place)
+        return sorted(str(places[place][1].relative_to(self._repo.root_dir)) for place in wrong)
+
+    def names_of(self, name: str, md5s: Sequence[str]) -> list[str]:
+        """Returns the files of a stage's outputs that have these MD5s by dvc.lock; the MD5 where there is none."""
+        with self._dvc() as repo:
+            outs = _stages(repo)[name].outs
+            known = {md5: path for out in outs for path, _, md5 in copies(out)}
+            known |= {out.hash_info.value: Path(out.fs_path) for out in outs if out.hash_info}
+        root = self._repo.root_dir
+        return [str(known[md5].relative_to(root)) if md5 in known else f"the file with the MD5 {md5}" for md5 in md5s]
+
+    def doubt(self, name: str) -> None:
+        """Has the next push send every file of a stage's outputs that the remote lacks.
+
+        DVC takes a folder for whole in the remote when the list of its files is there; so that is removed.
+        """
+        from dvc_data.hashfile.db import get_index
+
+        with self._dvc() as repo:
+            remote = repo.cloud.get_remote_odb()
+            lists = [out.hash_info.value for out in _stages(repo)[name].outs if out.hash_info and out.hash_info.isdir]
+            for place in map(remote.oid_to_path, lists):
+                if remote.fs.exists(place):
+                    remote.fs.remove(place)
+            get_index(remote).clear()
 
     @contextmanager
     def _dvc(self) -> Iterator[Any]:
@@ -270,33 +322,3 @@ def _closure(names: set[str], upstream: dict[str, set[str]]) -> set[str]:
         found |= new
         waiting += new
     return found
-
-
-def _copies(output: "Output") -> Iterator[tuple[Path, Path, str]]:
-    """Yields, for every file of an output: its path, the path of one copy of it, the copy's MD5.
-
-    The copies are the file itself and the one in the cache. A folder adds its list of files, which
-    is in the cache alone; without that list its files cannot be named.
-    """
-    value = output.hash_info.value if output.hash_info else None
-    if value is None or output.hash_name != "md5":
-        return
-    root = Path(output.fs_path)
-    entries: list[tuple[tuple[str, ...], str]] = [((), value)]
-    if value.endswith(".dir"):
-        yield root, Path(output.cache.oid_to_path(value)), value.removesuffix(".dir")
-        tree: Any = output.get_obj()
-        entries = [(key, entry.value) for key, _, entry in tree or ()]
-    for key, md5 in entries:
-        path = root.joinpath(*key)
-        yield path, path, md5
-        if output.use_cache:
-            yield path, Path(output.cache.oid_to_path(md5)), md5
-
-
-def _is_intact(path: Path, md5: str) -> bool:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "md5").hexdigest() == md5
-    except OSError:
-        return False

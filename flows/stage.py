@@ -1,13 +1,12 @@
 """The task that brings one DVC stage up to date."""
 
 import logging
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from prefect import State, task
 from prefect.cache_policies import NO_CACHE
@@ -15,34 +14,21 @@ from prefect.concurrency.sync import concurrency
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
+from flows import words
 from flows.checkout import BusyError, Checkout
+from flows.clock import wrong_clock
 from flows.elsewhere import Elsewhere
 from flows.fan_out import FanOut, run_shares
-from flows.process import Processes, ending, environment_here, last_words
+from flows.process import Processes, ending, environment_here
 from flows.slots import Slots
+from flows.words import Outcome
 from nfm.errors import InputError
 from nfm.tracker import record_of
 from nfm.tracking import NoParent
 
-Outcome = Literal["Cached", "Pulled", "Restored", "Completed", "Elsewhere"]
-
-# What another try can mend, by state name: how often, and what DVC prints.
-RETRIES = {"Busy": 60, "Unreachable": 4, "Crashed": 2}
-BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
-# Advice of DVC's for its command line.
-HINTS = (
-    "To track the changes with git",
-    "git add ",
-    "To enable auto staging",
-    "dvc config core.autostage",
-    "Use `dvc push`",
-)
-UNREACHABLE = re.compile(
-    r"could not connect|failed to connect|connection (was|refused|reset|aborted|error)|"
-    r"timed? ?out|name resolution|name or service not known|unreachable|SlowDown|"
-    r"ServiceUnavailable|InternalError",
-    re.IGNORECASE,
-)
+# What another try can mend, by state name: how often. Six tries more wait 98 seconds, where a store may restart in 60.
+RETRIES = {"Busy": 60, "Unreachable": 6, "Crashed": 2}
+DELAYS: list[float] = [1, 2, 5, 10, 20, 60]  # seconds before each try, the last one for all that follow
 
 
 @dataclass(frozen=True)
@@ -61,6 +47,7 @@ class Context:
             run; None if nobody does.
         pushes: Stages whose outputs are sent to the DVC remote when they are up to date.
         pushed: Those whose outputs this flow run has sent.
+        doubted: Those of whose outputs the remote lacks files that it was thought to have.
         fan_out: How the work of stages is shared out that can be.
         shared: Commands of those stages, by name.
     """
@@ -75,6 +62,7 @@ class Context:
     asked: frozenset[str] | None = None
     pushes: frozenset[str] = frozenset()
     pushed: set[str] = field(default_factory=set)
+    doubted: set[str] = field(default_factory=set)
     fan_out: FanOut | None = None
     shared: Mapping[str, str] = field(default_factory=dict)
 
@@ -88,7 +76,7 @@ def _can_mend(task: Any, task_run: Any, state: State[Any]) -> bool:
     task_run_name="{name}",
     cache_policy=NO_CACHE,  # DVC alone knows what is up to date
     retries=max(RETRIES.values()),
-    retry_delay_seconds=[1, 2, 5, 10, 20, 60],
+    retry_delay_seconds=DELAYS,
     retry_condition_fn=_can_mend,
 )
 def run_stage(name: str, context: Context, limits: Sequence[str] = (), urgency: int = 0) -> State[None]:
@@ -127,7 +115,9 @@ def run_stage(name: str, context: Context, limits: Sequence[str] = (), urgency: 
 def _run_here(name: str, context: Context, limits: Sequence[str], urgency: int) -> State[None]:
     """Lets DVC pull, restore or execute a stage, and checks what that left."""
     fan_out = context.fan_out if name in context.shared else None
-    if fan_out and (state := _restore(name, context, urgency)):
+    remote = context.checkout.has_remote
+    # Apart from running it: where a remote that is away could pass for one that has nothing.
+    if (fan_out or remote) and (state := _restore(name, context, urgency)):
         return state
     with ExitStack() as held:
         slots = min(fan_out.tasks, context.slots.size) if fan_out and fan_out.local else 1
@@ -140,12 +130,13 @@ def _run_here(name: str, context: Context, limits: Sequence[str], urgency: int) 
                 return _stopped(name)
             if not state.is_completed():
                 return Failed(message=state.message)
-        status, lines = _dvc(context, _repro(name, context), name)
-    if context.processes.stopped:
-        return _stopped(name)
-    if status != 0:
-        return _failure(name, status, lines)
-    return _verified(name, context) or _done(name, context, _outcome(name, lines))
+        status, lines = _dvc(context, _repro(name), name)
+        if status == 0 and not context.processes.stopped and _comes_damaged(name, context, lines):
+            status, lines = _dvc(context, _repro(name), name)
+    state = _ended(name, context, status, lines)
+    if name in context.doubted and state.is_completed():
+        context.checkout.doubt(name)
+    return state
 
 
 def _run_elsewhere(name: str, context: Context, elsewhere: Elsewhere, urgency: int) -> State[None]:
@@ -173,15 +164,74 @@ def _restore(name: str, context: Context, urgency: int) -> State[None] | None:
     """
     nothing = shutil.which("false")  # DVC hands a stage's command to $SHELL
     assert nothing is not None
+    command = _repro(name, pull=context.checkout.has_remote)
     with context.slots.taken(urgency):
-        status, lines = _dvc(context, _repro(name, context), name, quiet=True, SHELL=nothing)
+        status, lines = _dvc(context, command, name, quiet=True, SHELL=nothing)
+        if status == 0 and not context.processes.stopped and _comes_damaged(name, context, lines):
+            status, lines = _dvc(context, command, name, quiet=True, SHELL=nothing)
+    if status == 0 and not context.processes.stopped and (damaged := context.checkout.damaged(name)):
+        if not (spoilt := context.checkout.spoilt(name)):
+            return _damaged(name, damaged)
+        get_run_logger().warning(f"{name}: {spoilt[0]}{_more(spoilt)} was damaged in the DVC remote too; removed there")
+        context.doubted.add(name)
+        return None
+    if context.processes.stopped or status == 0:
+        return _ended(name, context, status, lines)
+    if kind := words.unreachable(lines):
+        return Failed(name=kind, message=f"{name}: {words.short(words.errors(lines))}")
+    lacking = context.checkout.names_of(name, words.lacking(lines))
+    if words.withheld(lines) or (f"Running stage '{name}':" not in lines and not lacking):
+        clock = _clock(context, lines)
+        return Failed(message=f"{name}: {clock}") if clock else words.failure(name, status, lines)
+    if lacking:
+        get_run_logger().warning(
+            f"{name}: neither the cache here nor the DVC remote has {lacking[0]}{_more(lacking)}; made anew"
+        )
+        context.doubted.add(name)
+    return None
+
+
+def _comes_damaged(name: str, context: Context, lines: Sequence[str]) -> bool:
+    """Whether outputs that DVC has restored are damaged; then they are removed and can be fetched or made again."""
+    if words.outcome(name, lines) == "Completed" or not (damaged := context.checkout.damaged(name)):
+        return False
+    get_run_logger().warning(f"{name}: {damaged[0]}{_more(damaged)} was damaged here or in DVC's cache; removed")
+    return True
+
+
+def _ended(name: str, context: Context, status: int, lines: Sequence[str]) -> State[None]:
+    """Returns the state of a stage that DVC is done with; where it calls it well, checks what it has left."""
     if context.processes.stopped:
         return _stopped(name)
-    if status == 0:
-        return _verified(name, context) or _done(name, context, _outcome(name, lines))
-    if UNREACHABLE.search("\n".join(lines)):
-        return Failed(name="Unreachable", message=f"{name}: {_errors(lines) or 'the DVC remote does not answer'}")
-    return None if f"Running stage '{name}':" in lines else _failure(name, status, lines)
+    if status != 0:
+        return words.failure(name, status, lines)
+    if damaged := context.checkout.damaged(name):
+        return _damaged(name, damaged)
+    if not context.checkout.is_current(name):
+        return Failed(
+            message=f"{name} is not up to date although DVC has just run it; something changes its "
+            f"files meanwhile, see `dvc status {name}`"
+        )
+    return _done(name, context, words.outcome(name, lines))
+
+
+def _damaged(name: str, files: Sequence[str]) -> State[None]:
+    return Failed(
+        message=f"{name}: {files[0]}{_more(files)} is damaged here or in DVC's cache, as after a "
+        "full disk; the damaged copy is removed: check the space left and run again"
+    )
+
+
+def _more(files: Sequence[str]) -> str:
+    return f" and {len(files) - 1} more" if len(files) > 1 else ""
+
+
+def _clock(context: Context, lines: Sequence[str]) -> str | None:
+    """Returns a sentence where an S3 store refuses this machine for its clock, which its answer may not say."""
+    endpoint = context.checkout.s3_endpoint
+    if endpoint is None or not words.REFUSED_BY_STORE.search("\n".join(lines)):
+        return None
+    return wrong_clock(endpoint)
 
 
 def push(names: Sequence[str], context: Context) -> State[None] | None:
@@ -199,15 +249,15 @@ def push(names: Sequence[str], context: Context) -> State[None] | None:
     if status == 0:
         context.pushed.update(names)
         return None
-    kind = "Busy" if any(words in line for words in BUSY for line in lines) else None
-    kind = kind or ("Unreachable" if UNREACHABLE.search("\n".join(lines)) else None)
-    reason = _errors(lines) or f"dvc push ended with {ending(status)}"
+    kind = "Busy" if words.is_busy("\n".join(lines)) else words.unreachable(lines)
+    said = words.short(words.errors(lines)) or f"dvc push ended with {ending(status)}"
+    reason = _clock(context, lines) or said
     return Failed(name=kind, message=f"{', '.join(names)}: the outputs are here and not in the DVC remote: {reason}")
 
 
-def _repro(name: str, context: Context) -> list[str]:
+def _repro(name: str, pull: bool = False) -> list[str]:
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
-    return [*command, *["--pull"] * context.checkout.has_remote, name]
+    return [*command, *["--pull"] * pull, name]
 
 
 def _dvc(
@@ -218,7 +268,7 @@ def _dvc(
 
     def on_line(line: str) -> None:
         lines.append(line)
-        if line.strip() and not line.strip().startswith(HINTS):
+        if line.strip() and not line.strip().startswith(words.HINTS):
             logger.log(logging.DEBUG if quiet else logging.INFO, line)
 
     try:
@@ -237,54 +287,11 @@ def _missing(name: str, why: str) -> State[None]:
     return Failed(message=f"{name} is in no cache here and not in the DVC remote: it {why}; run the flow again")
 
 
-def _verified(name: str, context: Context) -> State[None] | None:
-    """Returns the failure of a stage that DVC calls done but whose outputs are not sound."""
-    if damaged := context.checkout.damaged(name):
-        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        return Failed(
-            message=f"{name}: {damaged[0]}{more} is damaged here or in DVC's cache, as after a "
-            "full disk; the damaged copy is removed: check the space left and run again"
-        )
-    if not context.checkout.is_current(name):
-        return Failed(
-            message=f"{name} is not up to date although DVC has just run it; something changes its "
-            f"files meanwhile, see `dvc status {name}`"
-        )
-    return None
-
-
 def _done(name: str, context: Context, outcome: Outcome) -> State[None]:
     run_id = record_of(context.checkout.root, name).get("run_id")
     context.history.note(name, outcome, run_id)
     made_by = f"made by MLflow run {run_id}" if run_id else "no record of the run that made it"
     return Completed(name=outcome, message=made_by)
-
-
-def _outcome(name: str, lines: Sequence[str]) -> Outcome:
-    """Reads off DVC's messages what it has done."""
-    if f"Running stage '{name}':" in lines:
-        return "Completed"
-    if any(line.startswith(f"Stage '{name}' is cached - skipping run") for line in lines):
-        return "Restored"
-    if any(line.startswith("Pulling data for") for line in lines):
-        return "Pulled"
-    return "Cached"
-
-
-def _failure(name: str, status: int, lines: Sequence[str]) -> State[None]:
-    """Turns DVC's last words, or the stage's own, into a state."""
-    reason = _errors(lines) or f"dvc repro ended with {ending(status)}"
-    if any(words in reason for words in BUSY):
-        return Failed(name="Busy", message=reason)
-    if f"Running stage '{name}':" not in lines:
-        unreachable = UNREACHABLE.search("\n".join(lines))
-        return Failed(name="Unreachable" if unreachable else None, message=f"{name}: {reason}")
-    code = re.search(r"exited with (-?\d+)", reason)
-    return Failed(message=f"{name}: {last_words(lines, int(code[1]) if code else status)}")
-
-
-def _errors(lines: Sequence[str]) -> str:
-    return "; ".join(line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: "))
 
 
 def _environment(context: Context) -> dict[str, str]:
