@@ -191,6 +191,13 @@ class Checkout:
                 wrong.add(str(path.relative_to(self._repo.root_dir)))
         return sorted(wrong)
 
+    def remove_empty_runs(self) -> None:
+        """Removes the folders of DVC's run-cache that have no entry, on which it fails."""
+        with self._dvc():
+            for folder in self.cache_folder.glob("runs/*/*"):
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+
     def spoilt(self, name: str) -> list[str]:
         """Removes from the remote those copies of a stage's outputs that are not what their name says.
 

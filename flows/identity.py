@@ -3,13 +3,14 @@
 import hashlib
 from pathlib import Path
 
+from prefect.context import FlowRunContext
+from prefect.logging import get_run_logger
 from pydantic import BaseModel, Field
 
 from flows.checkout import Checkout
-from flows.workspace import git
+from flows.workspace import commit_of, git
 from nfm.errors import InputError
-
-LOCK = "requirements.lock"
+from nfm.pins import LOCK, differing, pins
 
 
 class Identity(BaseModel):
@@ -54,6 +55,46 @@ def refuse_another(asker: Identity, checkout: Checkout) -> None:
         raise InputError(
             f"{LOCK} in the worker's folder {root} has SHA-256 {own.lock[:12]}, but that of the flow run that asks has "
             f"{asker.lock[:12]}; bring both to one lock and run `make .venv/.ready`"
+        )
+
+
+def check_deployed(root: Path) -> None:
+    """Holds the folder and the packages that a deployment's run finds against what was deployed and locked.
+
+    A folder is of its user's, so another commit than the deployed one is no error, and noted in the log; but nobody
+    sees what packages a worker has. A run by hand is not checked.
+
+    Raises:
+        InputError: A package has another version than `requirements.lock` names.
+    """
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    if run is None or run.deployment_id is None:
+        return
+    deployed, here = run.deployment_version, commit_of(root).removesuffix("-dirty")
+    if deployed and here not in ("none", deployed):
+        get_run_logger().warning(
+            f"{root} is at commit {here[:12]}, and the deployment was made at {deployed[:12]}: the folder's code runs; "
+            "`prefect deploy --all` brings both to one"
+        )
+    if (root / LOCK).is_file():
+        refuse_other_packages(root)
+
+
+def refuse_other_packages(root: Path) -> None:
+    """Refuses to run where an installed package is not as locked; one that is missing may be of no use here.
+
+    Raises:
+        InputError: A package has another version than `requirements.lock` names.
+    """
+    wanted = pins(root / LOCK)
+    wrong = [f"{name} {present}" for name, present in differing(wanted).items() if present is not None]
+    if wrong:
+        name = wrong[0].partition(" ")[0]
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise InputError(
+            f"the worker has {wrong[0]} installed, but {LOCK} in {root} has {name} {wanted[name]}{more}; run "
+            "`make .venv/.ready` there, and start the worker by that environment's prefect"
         )
 
 

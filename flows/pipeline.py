@@ -24,7 +24,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.checkout import Checkout, Plan
 from flows.elsewhere import Elsewhere
 from flows.fan_out import FanOut
-from flows.identity import identity_of
+from flows.identity import check_deployed, identity_of
 from flows.parameters import Overrides, Recipe, Stages
 from flows.process import Processes
 from flows.slots import Slots
@@ -72,6 +72,7 @@ def pipeline(
     """
     root = Path.cwd()
     try:
+        check_deployed(root)
         params = params_of(root, recipe, overrides)
         folder = workspace(root, params) if recipe or overrides else root
         elsewhere = elsewhere_of(folder, params, recipe)

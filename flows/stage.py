@@ -271,8 +271,13 @@ def _dvc(
         if line.strip() and not line.strip().startswith(words.HINTS):
             logger.log(logging.DEBUG if quiet else logging.INFO, line)
 
+    folder, environment = context.checkout.root, _environment(context) | environment
     try:
-        status = context.processes.run(command, context.checkout.root, _environment(context) | environment, on_line)
+        status = context.processes.run(command, folder, environment, on_line)
+        if status != 0 and words.EMPTY in words.errors(lines):
+            context.checkout.remove_empty_runs()
+            lines.clear()
+            status = context.processes.run(command, folder, environment, on_line)
     finally:
         if name is not None:
             context.checkout.forget(name)

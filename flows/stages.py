@@ -9,7 +9,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.checkout import Checkout
 from flows.elsewhere import FLOW
 from flows.fan_out import FanOut
-from flows.identity import Identity, refuse_another
+from flows.identity import Identity, check_deployed, refuse_another
 from flows.parameters import Overrides, Recipe, Stages
 from flows.pipeline import REFUSED, THREADS, elsewhere_of, run_graph
 from flows.workspace import params_of, workspace
@@ -36,6 +36,7 @@ def single_stages(
     """
     root = Path.cwd()
     try:
+        check_deployed(root)
         if asker is not None:
             refuse_another(asker, Checkout(root))
         params = params_of(root, recipe, overrides)

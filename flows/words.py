@@ -21,6 +21,8 @@ HINTS = (
     "Use `dvc push`",
 )
 FULL = re.compile(r"No space left on device|Disk quota exceeded")
+# What DVC says of a folder in its run-cache whose only entry was cut off by a full disk or a kill, and is removed.
+EMPTY = "join() argument must be str, bytes, or os.PathLike object, not 'NoneType'"
 LISTED = "Missing cache files:"
 NOT_SENT = re.compile(r"failed to transfer '([^']+)' - (.*)")
 NOT_THERE = re.compile(r"key does not exist|NoSuchKey|No such file|\(404\)")

@@ -7,15 +7,13 @@ import sys
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-from packaging.requirements import InvalidRequirement, Requirement
 
 from infra.files import Folder
 from infra.http import ask
 from infra.problem import Problem
 from infra.settings import Settings
+from nfm import pins as locked
 
 GIB = 2**30
 FREE = 5 * GIB  # of disk, below which a training may not end
@@ -28,18 +26,9 @@ OPTIONAL = re.compile("moto|pytest|ruff|pyright|pre-commit|import-linter|hatchli
 def pins(root: Path) -> dict[str, str]:
     """Returns the versions of requirements.lock that hold on this machine."""
     try:
-        lines = (root / "requirements.lock").read_text().splitlines()
+        return locked.pins(root / locked.LOCK)
     except OSError as error:
         raise Problem("there is no requirements.lock here; run from the project's folder") from error
-    found = {}
-    for line in lines:
-        try:
-            requirement = Requirement(line)
-        except InvalidRequirement:
-            continue
-        if requirement.marker is None or requirement.marker.evaluate():
-            found[requirement.name] = str(requirement.specifier).removeprefix("==")
-    return found
 
 
 def check_versions(root: Path) -> str:
@@ -53,13 +42,11 @@ def check_versions(root: Path) -> str:
 
 
 def _differing(wanted: dict[str, str]) -> Iterator[str]:
-    for name, pin in wanted.items():
-        try:
-            if (present := version(name)).partition("+")[0] != pin.partition("+")[0]:
-                yield f"{name} {present} (wanted {pin})"
-        except PackageNotFoundError:
-            if not OPTIONAL.match(name):
-                yield f"{name} (missing, wanted {pin})"
+    for name, present in locked.differing(wanted).items():
+        if present is not None:
+            yield f"{name} {present} (wanted {wanted[name]})"
+        elif not OPTIONAL.match(name):
+            yield f"{name} (missing, wanted {wanted[name]})"
 
 
 def check_disk(root: Path) -> str:

@@ -407,3 +407,18 @@ def test_the_most_urgent_of_those_that_wait_goes_first():
 def test_a_stage_is_as_urgent_as_the_chain_that_waits_for_it_is_long():
     upstream = {"data": (), "short": ("data",), "long": ("data",), "longer": ("long",), "end": ("short", "longer")}
     assert Plan(upstream, {}, {}).urgency() == {"data": 3, "long": 2, "longer": 1, "short": 1, "end": 0}
+
+
+def test_a_folder_of_the_run_cache_that_was_left_empty_stops_no_run(tiny: Tiny):
+    """As a full disk or a kill leaves it once DVC has removed the entry that was cut off."""
+    (tiny.root / "params.yaml").write_text("scale: 7\n")
+    tiny.dvc("repro", "--quiet", "work@left")
+    (entry,) = [p for p in (tiny.root / ".dvc/cache/runs").rglob("*") if p.is_file() and "scale: 7" in p.read_text()]
+    entry.unlink()
+    tiny.git("checkout", "--quiet", "dvc.lock")
+    shutil.rmtree(tiny.root / "work")
+    tiny.runs.unlink()
+    state, names = outcomes(tiny.root, ["work@left"])
+    assert state.is_completed(), state.message
+    assert names["work@left"] == "Completed"
+    assert tiny.executed == ["work@left"]
