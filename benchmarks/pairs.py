@@ -2,8 +2,8 @@
 
 Two flow runs; a flow run beside `dvc repro` by hand; and beside `python -m flows.repro`, which is that and waits. Each
 pair has new params, so that all its stages are out of date; the second process starts up to six seconds after the
-first, by a seeded draw. Both are to end well, with every stage up to date and sound, and with no error on locks. A stage
-that both have executed is counted: that is not wrong, but time lost.
+first, by a seeded draw. Both are to end well, with every stage up to date and sound, and with no error on locks. A
+stage that both have executed is counted: that is not wrong, but time lost.
 """
 
 import argparse

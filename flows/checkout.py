@@ -1,5 +1,6 @@
 """A folder with a dvc.yaml as the flow sees it: its graph, what is up to date, what is damaged."""
 
+import errno
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from flows.copies import copies, is_intact, md5_there
+from flows.leftovers import remove_cut_locks, remove_empty_runs
 from nfm.config import nearest
 from nfm.errors import InputError
 
@@ -191,12 +193,16 @@ class Checkout:
                 wrong.add(str(path.relative_to(self._repo.root_dir)))
         return sorted(wrong)
 
-    def remove_empty_runs(self) -> None:
-        """Removes the folders of DVC's run-cache that have no entry, on which it fails."""
-        with self._dvc():
-            for folder in self.cache_folder.glob("runs/*/*"):
-                if not any(folder.iterdir()):
-                    folder.rmdir()
+    def clear(self, empty_runs: bool = False) -> None:
+        """Removes what a full disk or a kill has left of DVC's own files, on which it would fail.
+
+        Arguments:
+            empty_runs: Whether to look through the run-cache too.
+        """
+        remove_cut_locks(self.root)
+        if empty_runs:
+            with self._dvc():
+                remove_empty_runs(self.cache_folder)
 
     def spoilt(self, name: str) -> list[str]:
         """Removes from the remote those copies of a stage's outputs that are not what their name says.
@@ -255,11 +261,18 @@ class Checkout:
         from dvc.repo import lock_repo
 
         with self._lock:
+            remove_cut_locks(self.root)
             try:
                 with lock_repo(self._repo):
                     yield self._repo
             except LockError as error:
                 raise BusyError(" ".join(str(error).split())) from error
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise InputError(
+                    f"no space is left on the device for DVC's own files in {self.root}; free some and run again"
+                ) from error
             except DvcException as error:
                 raise InputError(f"dvc: {' '.join(str(error).split())}") from error
 

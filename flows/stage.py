@@ -273,9 +273,10 @@ def _dvc(
 
     folder, environment = context.checkout.root, _environment(context) | environment
     try:
+        context.checkout.clear()
         status = context.processes.run(command, folder, environment, on_line)
         if status != 0 and words.EMPTY in words.errors(lines):
-            context.checkout.remove_empty_runs()
+            context.checkout.clear(empty_runs=True)
             lines.clear()
             status = context.processes.run(command, folder, environment, on_line)
     finally:

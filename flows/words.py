@@ -23,6 +23,7 @@ HINTS = (
 FULL = re.compile(r"No space left on device|Disk quota exceeded")
 # What DVC says of a folder in its run-cache whose only entry was cut off by a full disk or a kill, and is removed.
 EMPTY = "join() argument must be str, bytes, or os.PathLike object, not 'NoneType'"
+CUT = re.compile(r"Unable to read RWLock-file .* corrupted|RWLock-file .* format error")
 LISTED = "Missing cache files:"
 NOT_SENT = re.compile(r"failed to transfer '([^']+)' - (.*)")
 NOT_THERE = re.compile(r"key does not exist|NoSuchKey|No such file|\(404\)")
@@ -58,6 +59,8 @@ def failure(name: str, status: int, lines: Sequence[str]) -> State[None]:
     reason = errors(lines) or f"dvc repro ended with {ending(status)}"
     if is_busy(reason):
         return Failed(name="Busy", message=reason)
+    if CUT.search(reason):
+        return Failed(message=f"{name}: DVC's list of locks was cut off, as by a full disk; free some and run again")
     if f"Running stage '{name}':" not in lines:
         return Failed(name=unreachable(lines), message=f"{name}: {short(reason)}")
     code = re.search(r"exited with (-?\d+)", reason)

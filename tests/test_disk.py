@@ -13,10 +13,12 @@ import pytest
 import yaml
 from dvc.repo import Repo
 from prefect import flow
+from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.pipeline import run_graph
 from nfm.config import read_mapping, with_overrides
+from nfm.errors import InputError
 from tests.conftest import ROOT, shell
 from tests.tiny import TINY
 
@@ -34,7 +36,10 @@ TIMED = ("artifacts/runs/", "report/run.json", "report/index.html")  # what hold
 
 @flow(name="disk", task_runner=ThreadPoolTaskRunner(max_workers=8))
 def run(root: Path, stages: list[str]):
-    return run_graph(root, stages)
+    try:
+        return run_graph(root, stages)
+    except InputError as error:  # as the flow nfm does
+        return Failed(message=str(error))
 
 
 @dataclass(frozen=True)
@@ -133,10 +138,12 @@ def test_a_full_disk_fails_every_stage_in_a_sentence_and_a_run_with_space_ends_a
 def assert_full(state: Any, stages: list[str]) -> None:
     """Every stage has failed for want of space, says so, and says nothing else."""
     assert state.is_failed()
+    assert "\n" not in state.message
+    if state.message.startswith("no space is left on the device for DVC's own files"):
+        return  # before any stage could start
     assert f"{len(stages)} failed" in state.message
     for stage in stages:
         assert f"{stage}: " in state.message or f"{stage} has ended well" in state.message
-    words = ("no space is left on the device", "are free there; free some", "as after a full disk")
+    words = ("no space is left on the device", "are free there; free some", "as after a full disk", "as by a full disk")
     assert sum(state.message.count(each) for each in words) == len(stages), state.message
     assert "Traceback" not in state.message
-    assert "\n" not in state.message

@@ -422,3 +422,13 @@ def test_a_folder_of_the_run_cache_that_was_left_empty_stops_no_run(tiny: Tiny):
     assert state.is_completed(), state.message
     assert names["work@left"] == "Completed"
     assert tiny.executed == ["work@left"]
+
+
+@pytest.mark.parametrize("left", ["", '{"write": {"/a/pa'])
+def test_a_list_of_locks_that_was_cut_off_stops_no_run(tiny: Tiny, left: str):
+    (tiny.root / ".dvc" / "tmp").mkdir(exist_ok=True)
+    (tiny.root / ".dvc" / "tmp" / "rwlock").write_text(left)
+    (tiny.root / "params.yaml").write_text("scale: 8\n")
+    state, names = outcomes(tiny.root, ["work@left"])
+    assert state.is_completed(), state.message
+    assert names["work@left"] == "Completed"
