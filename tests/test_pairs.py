@@ -32,7 +32,9 @@ def test_a_repro_by_hand_that_finds_the_files_taken_tries_again_and_says_so_once
 ):
     (tmp_path / "dvc.py").write_text(
         "import pathlib, sys\n"
-        "count = pathlib.Path('count'); n = int(count.read_text()) if count.exists() else 0; count.write_text(str(n + 1))\n"
+        "count = pathlib.Path('count')\n"
+        "n = int(count.read_text()) if count.exists() else 0\n"
+        "count.write_text(str(n + 1))\n"
         "assert sys.argv[1:] == ['--wait-for-lock', 'repro', 'data']\n"
         "if n < 2: print(\"ERROR: 'data.txt' is busy, it is being blocked by:\\n  (PID 1): dvc\"); sys.exit(255)\n"
         "print('Running stage')\n"
