@@ -116,7 +116,7 @@ def test_an_object_damaged_in_the_remote_is_named_remade_and_replaced(
     assert store.get(key) == content
 
 
-@pytest.mark.parametrize(("what", "lock"), [("file", True), ("file", False), ("list of files", False)])
+@pytest.mark.parametrize(("what", "lock"), [("file", True), ("list of files", False)])
 def test_an_object_that_the_remote_lacks_is_named_and_remade(
     tiny: Tiny, way: Way, caplog: pytest.LogCaptureFixture, what: str, lock: bool
 ):
