@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+GRACE = 25.0  # seconds between SIGTERM and SIGKILL, for a checkpoint; less than Prefect's own 30
 
 
 class Processes:
@@ -20,7 +20,7 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
 
@@ -43,7 +43,7 @@ class Processes:
             The exit status; minus the signal's number when a signal ended the command, and minus
             SIGTERM when `stop` came before the start.
         """
-        with self._lock:
+        with self._changed:
             if self._stopped:
                 return -signal.SIGTERM
             child = subprocess.Popen(
@@ -65,8 +65,9 @@ class Processes:
                     on_line(line.rstrip("\n"))
             return child.wait()
         finally:
-            with self._lock:
+            with self._changed:
                 self._running.discard(child)
+                self._changed.notify_all()
 
     @property
     def stopped(self) -> bool:
@@ -74,20 +75,21 @@ class Processes:
         return self._stopped
 
     def stop(self) -> None:
-        """Ends every running command, by SIGTERM and after a grace by SIGKILL; starts no other."""
-        with self._lock:
+        """Ends every running command, by SIGTERM and after a grace by SIGKILL; starts no other.
+
+        A command has ended when nobody holds its output any more: DVC dies of SIGTERM at once, and the stage that it
+        has started still has a checkpoint to write.
+        """
+        with self._changed:
             self._stopped = True
             running = list(self._running)
         for child in running:
             _signal_group(child, signal.SIGTERM)
+        with self._changed:
+            self._changed.wait_for(lambda: self._running.isdisjoint(running), GRACE)
         for child in running:
-            try:
-                child.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                pass
-            finally:
-                # Also where the leader has ended: what it started may have ignored SIGTERM.
-                _signal_group(child, signal.SIGKILL)
+            # Also where the leader has ended: what it started may have ignored SIGTERM.
+            _signal_group(child, signal.SIGKILL)
 
 
 def environment_here() -> dict[str, str]:

@@ -154,4 +154,4 @@ def status_of(error: BaseException | None) -> str:
     """Returns how a run that ended in this error is marked, as MLflow calls it."""
     if error is None:
         return "FINISHED"
-    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+    return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"

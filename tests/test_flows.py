@@ -229,6 +229,18 @@ def test_lines_come_as_they_are_written_and_stop_ends_grandchildren(tmp_path: Pa
     assert processes.run(["true"], tmp_path, os.environ, lines.append) == -signal.SIGTERM
 
 
+def test_stop_waits_for_what_a_command_that_dies_at_once_has_started(tmp_path: Path):
+    """As DVC dies of SIGTERM, and its stage writes a checkpoint."""
+    script = "(trap 'sleep 1; echo saved; exit' TERM; echo ready; while :; do sleep 0.1; done) & wait"
+    processes, lines = Processes(), []
+    thread = threading.Thread(target=lambda: processes.run(["sh", "-c", script], tmp_path, os.environ, lines.append))
+    thread.start()
+    wait_for(lambda: lines == ["ready"])
+    processes.stop()
+    thread.join(10)
+    assert lines[-1] == "saved"
+
+
 def _is_zombie(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"

@@ -511,6 +511,22 @@ def test_a_training_killed_while_it_writes_goes_on_from_the_checkpoint_before(tm
     assert list(tmp_path.iterdir()) == [checkpoint_path(tmp_path)]
 
 
+def test_a_training_told_to_end_saves_the_update_that_it_is_at_and_goes_on_behind_it(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    unstopped, curve = run(a_network(0.3), denoising, a_plan(**KILLED))
+    process = script("told", tmp_path)
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    handler = signal.getsignal(signal.SIGTERM)
+    resumed, rest = run(a_network(0.3), denoising, a_plan(**KILLED), folder=tmp_path)
+    torch.set_num_threads(threads)
+    assert min(rest) == 8  # the last checkpoint that was due is that of update 4
+    assert_same_bits(states(resumed), states(unstopped))
+    assert rest == {step: curve[step] for step in range(8, 13)}
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
 # Even shares, with the draws that one process makes for the same pieces of the batch; and uneven ones, without draws.
 LAUNCHED = {
     "even": (smooth_network(0.3), denoising, a_plan(checkpoint_every=6, log_every=2, micro_batch=2)),
@@ -545,6 +561,14 @@ def launched(folder):
         if torch.distributed.get_rank() == 0:
             save_tensors(folder / f"{name}.safetensors", states(trained), {"curve": curve, "reports": reports})
     torch.distributed.destroy_process_group()
+
+
+def told(folder):
+    def tell(metrics, step):
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run(a_network(0.3), denoising, a_plan(**KILLED), folder=folder, report=tell)
 
 
 def killed(folder):
@@ -613,4 +637,4 @@ def test_a_display_that_is_not_shown_is_silent(capfd):
 
 
 if __name__ == "__main__":
-    {"killed": killed, "launched": launched}[sys.argv[1]](Path(sys.argv[2]))
+    {"killed": killed, "launched": launched, "told": told}[sys.argv[1]](Path(sys.argv[2]))

@@ -14,6 +14,7 @@ from nfm.errors import InputError
 from nfm.train.checkpoint import Checkpoint, Tally, checkpoint_path, trainable
 from nfm.train.ema import Average
 from nfm.train.launch import open_accelerator
+from nfm.train.notice import Notice, Stopped
 from nfm.train.plan import Plan
 from nfm.train.progress import Display
 from nfm.train.update import Loss, Outcome, Updater
@@ -61,6 +62,9 @@ def train(
     process calls this function; the batch stays that of the plan, and one process alone writes,
     prints and reports.
 
+    SIGTERM ends it after the update under way, which is saved first where there is a folder. Of several
+    processes the one that writes ends so; the others go on until they miss it or are killed.
+
     Arguments:
         model: The model with its first weights, the same in all processes.
         loss: Called as loss(model, index, generator) with the model (its forward pass under
@@ -80,6 +84,7 @@ def train(
         InputError: The loss stays without a finite value, the checkpoint is corrupt or of another
             training, the disk is full, or the plan does not go with the device or the number of
             processes.
+        Stopped: SIGTERM has come.
     """
     accelerator = open_accelerator(plan.precision)
     _check_processes(name, plan, accelerator.num_processes)
@@ -97,9 +102,9 @@ def train(
     with torch.random.fork_rng(devices=cuda):
         tally = Tally() if saved is None else saved.load()
         update = Updater(accelerator, mine, optimizer, loss, plan, count, seed)
-        with Display(name, plan.steps, tally.step, shown=main) as display:
+        with Notice() as notice, Display(name, plan.steps, tally.step, shown=main) as display:
             watch = _Watch(display, report if main else None, plan, tally)
-            tally = _run(update, average, saved if main else None, tally, plan, watch, name)
+            tally = _run(update, average, saved if main else None, tally, plan, watch, name, notice if main else None)
     loss_mean = math.nan if tally.loss is None else tally.loss
     bare = update.bare_model().eval()
     return Trained(bare, average.module, tally.step, tally.skipped, loss_mean, watch.seconds())
@@ -145,6 +150,7 @@ def _run(
     plan: Plan,
     watch: _Watch,
     name: str,
+    notice: Notice | None,
 ) -> Tally:
     for step in range(tally.step, plan.steps):
         outcome = update(step)
@@ -157,8 +163,11 @@ def _run(
         if _is_due(plan.log_every, tally.step, plan.steps):
             watch.report(tally, outcome)
             tally = tally.reported()
-        if saved is not None and _is_due(plan.checkpoint_every, tally.step, plan.steps):
+        stops = notice is not None and notice.given
+        if saved is not None and (stops or _is_due(plan.checkpoint_every, tally.step, plan.steps)):
             saved.save(replace(tally, seconds=watch.seconds()))
+        if stops:
+            raise Stopped
     return tally
 
 
