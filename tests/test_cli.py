@@ -1,5 +1,6 @@
 """The command line: each stage on tiny settings, and what a user's mistake looks like."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import yaml
 from nfm.artifacts import load_tensors
 from nfm.build import measure
 from nfm.config import read_mapping, with_overrides
+from nfm.stages.settled import discard_settled
 from tests.command import nfm
 from tests.tiny import TINY
 
@@ -127,6 +129,36 @@ def test_a_stage_leaves_its_record_and_no_checkpoint(trained):
     assert record["seconds"] > 0
     assert record["peak_memory_mb"] > 50
     assert not list((trained / ".checkpoints").rglob("*.safetensors"))
+
+
+def test_under_dvc_a_checkpoint_stays_until_dvc_has_the_outputs(project, monkeypatch):
+    """Killed while DVC hashes what a stage has made, the stage runs again: without an update."""
+    monkeypatch.setenv("DVC_STAGE", "teacher@0")
+    monkeypatch.setenv("NFM_TRACKER", "jsonl")
+    record, weights = (
+        project / "artifacts" / name for name in ("runs/teacher@0.json", "teacher/0/teacher.safetensors")
+    )
+    before = weights.read_bytes()
+    shutil.rmtree(project / "logs")
+    assert nfm(monkeypatch, "teacher") == 0
+    (log,) = (project / "logs").glob("teacher@0-*/log.jsonl")
+    assert "grad_norm" in log.read_text()
+    record.unlink()
+    weights.unlink()
+    shutil.rmtree(project / "logs")
+    assert nfm(monkeypatch, "teacher") == 0
+    (log,) = (project / "logs").glob("teacher@0-*/log.jsonl")
+    assert "grad_norm" not in log.read_text()
+    assert weights.read_bytes() == before
+
+    lock = {"outs": [{"path": "artifacts/runs/teacher@0.json", "md5": "0" * 32}]}
+    (project / "dvc.lock").write_text(yaml.safe_dump({"stages": {"teacher@0": lock}}))
+    discard_settled(project)
+    assert list((project / ".checkpoints").rglob("*.safetensors"))  # of other outputs
+    lock["outs"][0]["md5"] = hashlib.md5(record.read_bytes()).hexdigest()
+    (project / "dvc.lock").write_text(yaml.safe_dump({"stages": {"teacher@0": lock}}))
+    discard_settled(project)
+    assert not list((project / ".checkpoints").iterdir())
 
 
 def test_a_second_run_of_a_stage_makes_the_same_bytes(project, monkeypatch):

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 import nfm
 from nfm.artifacts import digest, sha256, write_json
 from nfm.config import Params
+from nfm.stages.settled import discard_settled, is_dvcs
 from nfm.tracker import Tracker, record_path
 from nfm.tracking import open_tracker
 from nfm.train.checkpoint import discard
@@ -81,7 +82,9 @@ def stage_run(
     judges: str = "",
     tags: dict[str, Any] | None = None,
 ) -> Iterator[StageRun]:
-    """Opens a tracked execution of a stage; on a clean exit writes its record, drops its checkpoint.
+    """Opens a tracked execution of a stage; on a clean exit writes its record.
+
+    Its checkpoint is dropped then, or where DVC has yet to take over the outputs by the next stage that opens.
 
     Arguments:
         address: The stage's name in dvc.yaml.
@@ -97,6 +100,8 @@ def stage_run(
     key = stage_key(address, root, sections=sections, inputs=inputs, judges=judges)
     state = open_processes()
     device = stage_device(state)
+    if state.is_main_process:
+        discard_settled(root)
     with open_tracker(address, root) as tracker:
         tracker.tags(_tags(address, root, params, key) | (tags or {}))
         tracker.params({name: section.model_dump(mode="json") for name, section in sections.items()})
@@ -107,7 +112,8 @@ def stage_run(
             seconds = time.monotonic() - start
             tracker.metrics({"seconds": seconds}, 0)
             write_json(record_path(root, address), _record(run, seconds))
-            discard(run.checkpoint)
+            if not is_dvcs():
+                discard(run.checkpoint)
 
 
 def stage_device(state: PartialState) -> torch.device:
