@@ -52,6 +52,9 @@ def prefect(folder: Folder, settings: Settings) -> Service:
         "PREFECT_SERVER_API_HOST": HOST,
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # In memory, as by default, who holds which slot would be lost with the server: a run under way would be ended
+        # at its next renewal, and a limit such as `gpu` would keep a slot that nobody gives back.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": settings.database("prefect", "postgresql+asyncpg"),
         "PREFECT_SERVER_UI_API_URL": settings.prefect_url,
     }

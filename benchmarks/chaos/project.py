@@ -19,6 +19,7 @@ from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
 WITHIN = 70  # seconds of silence after which a run counts as dead, instead of 600
+SLOT = 60  # seconds for which a run has the deployment's one slot, unless it renews it, instead of 300
 SIGN = 30  # seconds between signs of life, instead of 180: the shortest that Prefect takes
 CHECKPOINT, REPORT = 40, 5  # updates between checkpoints, and between reports
 # A stage trains for some seconds, so that kills land in its midst.
@@ -53,8 +54,10 @@ class Project:
         run(root.parent, "git", "clone", "--quiet", str(ROOT), str(root))
         params = with_overrides(read_mapping(root / "params.yaml"), SETTINGS)
         (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-        deploy = (root / "prefect.yaml").read_text()
-        (root / "prefect.yaml").write_text(re.sub(r"within: \d+", f"within: {WITHIN}", deploy))
+        deploy = re.sub(r"within: \d+", f"within: {WITHIN}", (root / "prefect.yaml").read_text())
+        # Signs of life for the one slot come more often too, so that a server that has lost it is found out.
+        deploy = deploy.replace("    limit: 1\n", f"    limit: 1\n    grace_period_seconds: {SLOT}\n")
+        (root / "prefect.yaml").write_text(deploy)
         run(root, "git", "rm", "--quiet", "--cached", "--ignore-unmatch", *STATED)
         for name in STATED:
             (root / name).unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from infra.bucket import make_client
 
 LIMIT = 900.0  # seconds of a round; one that takes longer needs a hand
 GONE = 15.0  # seconds without a process after which one gives the command again
-CHANCE = 0.75  # that a stage is killed, each time that it starts
+CHANCE = 0.8  # that a stage is killed, each time that it starts
 EARLY = 0.3  # that a flow run is killed before its first stage, or between two
 AFTER = 2.5  # seconds past a stage's usual end in which it may be hit: DVC and the push are at work then
 
@@ -39,17 +39,19 @@ class Kill:
 
 
 class Deck:
-    """Kinds in a random order, each as often as any other.
+    """The kills that are left: of each kind as many as of any other.
 
     Arguments:
         kills: How many there are in all.
         generator: Draws order, moments and whom to hit.
+        shuffled: Whether the order is random, and not that of KINDS.
     """
 
-    def __init__(self, kills: int, generator: random.Random, kinds: tuple[str, ...] = KINDS) -> None:
+    def __init__(self, kills: int, generator: random.Random, shuffled: bool = True) -> None:
         self.generator = generator
-        self._left = [kinds[i % len(kinds)] for i in range(kills)]
-        generator.shuffle(self._left)
+        self._left = [KINDS[i % len(KINDS)] for i in range(kills)]
+        if shuffled:
+            generator.shuffle(self._left)
 
     def __len__(self) -> int:
         return len(self._left)

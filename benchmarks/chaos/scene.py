@@ -12,8 +12,9 @@ import psutil
 from benchmarks.chaos.project import Project
 from infra.leftovers import members
 
-# The first six by SIGKILL, each alone; then a machine's whole run at once; then a preemption, by SIGTERM.
-KINDS = ("stage", "flow", "worker", "prefect", "postgres", "s3", "run", "preempt")
+# By SIGKILL, each alone; "run" is all processes of a flow run at once, as a machine loses them; "preempt" is SIGTERM to
+# the flow. The worker comes last, so that a short trial has no flow run that nobody watches.
+KINDS = ("stage", "s3", "flow", "prefect", "preempt", "postgres", "run", "worker")
 NOTICE = 10.0  # seconds that a preempted run has
 
 

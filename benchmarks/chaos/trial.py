@@ -11,29 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.judge import Verdict, fingerprints, is_compared, recorded
-from benchmarks.chaos.project import SIGN, WITHIN, Project, run
+from benchmarks.chaos.project import ROOT, SIGN, WITHIN, Project, run
 from benchmarks.chaos.rounds import Deck, Kill, Player, Reference, Round, hits, judge
 from benchmarks.chaos.scene import KINDS, kill, look
 from benchmarks.chaos.server import Server
 
-SETTLED = 70.0  # seconds after the end of a run, from when on the next one calls its tasks Crashed
+PATIENCE = WITHIN + SIGN + 70.0  # seconds until the dead are found, and their tasks are the next run's to call Crashed
 COUNTS = ("lost", "stale", "trained_twice", "hand_needed")
 Say = Callable[[str], None]
 
 
-def trial(
-    base: Path, kills: int, seed: int, *, references: int = 2, seconds: float, say: Say, keep: bool = False
-) -> dict[str, Any]:
+def trial(base: Path, kills: int, seed: int, *, seconds: float, say: Say, short: bool = False) -> dict[str, Any]:
     """Kills until the kills are used up, and returns what became of it.
 
     Arguments:
         base: Folder to make a folder in, which PostgreSQL's user may enter.
         kills: How many, each kind as often as any other.
         seed: Of kinds, moments and whom they hit.
-        references: Runs without a kill; from two on, outputs that differ between them are an error.
         seconds: After which no further round begins.
         say: Told of every round.
-        keep: Whether to leave the folder.
+        short: Whether to do without the second run that nobody kills, without the time in which the dead are found at
+            the end, and with the kinds in their order.
     """
     home = Path(tempfile.mkdtemp(prefix="nfm-", dir=base))
     home.chmod(0o755)
@@ -42,19 +40,14 @@ def trial(
     try:
         project.start()
         say(f"{project.root}: the stack is up after {time.monotonic() - began:.0f} s")
-        result = _Trial(project, Deck(kills, random.Random(seed)), say).run(references, began + seconds)
+        deck = Deck(kills, random.Random(seed), shuffled=not short)
+        result = _Trial(project, deck, say).run(1 if short else 2, 0.0 if short else PATIENCE, began + seconds)
     finally:
         project.stop()
-        if not keep:
-            shutil.rmtree(home)
-    commit = run(project_root(), "git", "rev-parse", "HEAD").strip()
+        shutil.rmtree(home)
+    commit = run(ROOT, "git", "rev-parse", "HEAD").strip()
     machine = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)}
     return {"commit": commit, "seed": seed, **machine, "seconds": round(time.monotonic() - began), **result}
-
-
-def project_root() -> Path:
-    """Returns the folder of this repository."""
-    return Path(__file__).parents[2]
 
 
 class _Trial:
@@ -66,7 +59,7 @@ class _Trial:
         self._rounds: list[Round] = []
         self._redone = 0
 
-    def run(self, references: int, until: float) -> dict[str, Any]:
+    def run(self, references: int, patience: float, until: float) -> dict[str, Any]:
         reference = self._reference(references)
         number = 0
         while len(self._deck) and time.monotonic() < until:
@@ -77,7 +70,7 @@ class _Trial:
             self._count(number, played, verdict)
             if played.hand_needed:
                 self._clear()
-        return self._result(reference) | self._settled()
+        return self._result(reference) | self._settled(patience)
 
     def _reference(self, times: int) -> Reference:
         """Runs without a kill."""
@@ -115,9 +108,9 @@ class _Trial:
         kill("run", look(self._project).run)
         self._server.clear()
 
-    def _settled(self) -> dict[str, Any]:
+    def _settled(self, patience: float) -> dict[str, Any]:
         """Gives the dead time to be found, and the command once more, which has to find everything up to date."""
-        time.sleep(WITHIN + SIGN + SETTLED)
+        time.sleep(patience)
         idle = Player(self._project, self._server, Deck(0, random.Random(0)), {}).play()
         left = [run["name"] for what in ("flow_runs", "task_runs") for run in self._server.live(what)]
         self._say(f"settled: {idle.seconds:.0f} s, {list(idle.spans)} ran, {left} still Running")
