@@ -1,13 +1,15 @@
 """Runs whose process is gone without a word: called Crashed, first the flow run, then its tasks.
 
 1. A flow run that lives gives a sign of life every three minutes, Prefect's heartbeat. An automation on the server
-   calls one Crashed that gives none; a deploy step of prefect.yaml installs it, for runs with the tag `nfm`.
+   calls one Crashed that gives none, and another one a run that a worker took and never started; a deploy step of
+   prefect.yaml installs both, for runs with the tag `nfm`.
 2. Tasks give no signs. Those of a flow run that has ended are called Crashed by the next one, at its start and end.
 3. Nothing is lost by it: `prefect flow-run retry`, or another run, goes on, and what had finished is Cached.
 """
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx
 from prefect.automations import AutomationCore, EventTrigger
@@ -19,29 +21,44 @@ from prefect.events.schemas.automations import Posture
 from prefect.states import Crashed
 
 NAME = "nfm: a run without a sign of life is crashed"
-HEARTBEAT = "prefect.flow-run.heartbeat"
+NEVER = "nfm: a run that was never started is crashed"
+SIGNS = {"prefect.flow-run.heartbeat", "prefect.flow-run.Running"}  # a run may be killed before its first heartbeat
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 FLOWS = ("nfm", "nfm-stages", "nfm-shares")
 PAGE = 200  # what the server returns at most
 
 
-def install(within: float = 600.0) -> dict[str, str]:
-    """Makes the automation on the Prefect server, or renews the one that is there; a step of `prefect deploy`.
+def install(within: float = 600.0, pending: float = 3600.0) -> dict[str, str]:
+    """Makes the automations on the Prefect server, or renews those that are there; a step of `prefect deploy`.
 
     Arguments:
         within: Silence after which a flow run counts as dead, seconds; three signs of life by default.
+        pending: Seconds that a flow run may take to start, as a pod that waits for its node and image.
 
     Returns:
-        The automation's id, for later steps.
+        The first automation's id, for later steps.
     """
-    automation = AutomationCore(
-        name=NAME,
-        description="Flow runs with the tag nfm whose process was killed, or whose machine is gone",
+    dead = _automation(
+        NAME, "Flow runs with the tag nfm whose process was killed, or whose machine is gone", SIGNS, within
+    )
+    never = _automation(
+        NEVER, "Flow runs with the tag nfm whose worker was killed over them", {"prefect.flow-run.Pending"}, pending
+    )
+    with get_client(sync_client=True) as client:
+        first, _ = [_make(client, automation) for automation in (dead, never)]
+    return {"automation": str(first)}
+
+
+def _automation(name: str, description: str, after: set[str], within: float) -> AutomationCore:
+    """Returns what calls runs Crashed after which nothing is heard for a time, after one of some events."""
+    return AutomationCore(
+        name=name,
+        description=description,
         trigger=EventTrigger(
             posture=Posture.Proactive,
             match={"prefect.resource.id": "prefect.flow-run.*"},  # pyright: ignore
             match_related={"prefect.resource.id": "prefect.tag.nfm", "prefect.resource.role": "tag"},  # pyright: ignore
-            after={HEARTBEAT},
+            after=after,
             expect={"prefect.flow-run.*"},  # another sign, or its end, by whatever name
             for_each={"prefect.resource.id"},
             threshold=1,
@@ -49,12 +66,15 @@ def install(within: float = 600.0) -> dict[str, str]:
         ),
         actions=[_crash(within)],
     )
-    with get_client(sync_client=True) as client:
-        first, *more = [a.id for a in client.read_automations_by_name(NAME)] or [client.create_automation(automation)]
-        client.update_automation(first, automation)
-        for double in more:  # as two deploys at once may make
-            client.delete_automation(double)
-    return {"automation": str(first)}
+
+
+def _make(client: SyncPrefectClient, automation: AutomationCore) -> UUID:
+    found = [each.id for each in client.read_automations_by_name(automation.name)]
+    first, *more = found or [client.create_automation(automation)]
+    client.update_automation(first, automation)
+    for double in more:  # as two deploys at once may make
+        client.delete_automation(double)
+    return first
 
 
 def sweep(settled: float = 60.0) -> int:

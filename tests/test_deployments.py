@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.zombies import NAME
+from flows.zombies import NAME, NEVER
 from nfm.recipes import recipe_names
 from tests.conftest import shell
 from tests.deployed import KINDS, make_project, prefect, worker
@@ -74,7 +74,7 @@ def test_deploying_again_changes_nothing(deployed: Deployed):
     first, second = deployed.twice
     assert set(first) == set(NAMES)
     automations = deployed.server.post("/automations/filter", json={}).json()
-    assert [(a["name"], a["enabled"]) for a in automations] == [(NAME, True)]
+    assert sorted((a["name"], a["enabled"]) for a in automations) == sorted([(NAME, True), (NEVER, True)])
     changing = {"updated", "created", "updated_by", "last_polled", "status", "version_id", "version_info"}
     for name in NAMES:
         one, two = ({k: v for k, v in d[name].items() if k not in changing} for d in (first, second))

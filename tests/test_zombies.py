@@ -1,20 +1,25 @@
 """Runs whose process was killed: the server calls them Crashed, and nothing stays Running."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
-from prefect.client.orchestration import get_client
+from prefect import State
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import StateType
+from prefect.states import Pending, Running
 
 from flows.elsewhere import FLOW as STAGES
 from flows.fan_out import FLOW as SHARES
 from flows.pipeline import pipeline
-from flows.zombies import FLOWS, NAME, install, sweep
+from flows.zombies import FLOWS, NAME, NEVER, install, sweep
 from tests.conftest import ROOT
 from tests.test_flows import wait_for
 
@@ -59,9 +64,17 @@ def of(name: str) -> FlowRunFilter:
     return FlowRunFilter.model_validate(mark)
 
 
+def stuck(client: SyncPrefectClient, *states: State) -> UUID:
+    """A flow run that reaches states and gives no sign of life in the last: its worker, or it, was killed at once."""
+    run = client.create_flow_run(pipeline, tags=["nfm", "stuck"])
+    for state in states:
+        client.set_flow_run_state(run.id, state)
+    return run.id
+
+
 @pytest.mark.timeout(600)
 def test_a_killed_run_is_crashed_with_its_tasks_and_one_that_lives_is_not(prefect_server: str, tmp_path: Path):
-    assert install(WITHIN) == install(WITHIN)  # one, however often
+    assert install(WITHIN, WITHIN) == install(WITHIN, WITHIN)  # one of each, however often
     environment = {**os.environ, "PREFECT_API_URL": prefect_server, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
     (tmp_path / "refused.py").write_text(REFUSED)
     subprocess.run([sys.executable, "refused.py"], cwd=tmp_path, env=environment, check=True)
@@ -71,8 +84,10 @@ def test_a_killed_run_is_crashed_with_its_tasks_and_one_that_lives_is_not(prefec
         processes[name] = subprocess.Popen([sys.executable, f"{name}.py"], cwd=tmp_path, env=environment)
     try:
         with get_client(sync_client=True) as client:
-            (automation,) = client.read_automations_by_name(NAME)
-            assert automation.enabled
+            for name in (NAME, NEVER):
+                (automation,) = client.read_automations_by_name(name)
+                assert automation.enabled
+            silent = [stuck(client, Pending()), stuck(client, Pending(), Running())]
             for name in processes:
                 wait_for(lambda name=name: len(client.read_flow_runs(flow_run_filter=of(name))) == 1, 120)
                 wait_for(lambda name=name: states(client, name) == ("RUNNING", ["RUNNING"]), 120)
@@ -81,6 +96,7 @@ def test_a_killed_run_is_crashed_with_its_tasks_and_one_that_lives_is_not(prefec
             assert states(client, "dead") == ("RUNNING", ["RUNNING"])
             assert sweep(settled=0) == 0  # nobody knows yet
             wait_for(lambda: states(client, "dead")[0] == "CRASHED", 300)
+            wait_for(lambda: {client.read_flow_run(run).state_type for run in silent} == {StateType.CRASHED}, 300)
             (run,) = client.read_flow_runs(flow_run_filter=of("dead"))
             assert run.state.message == f"no sign of life for {WITHIN:g} seconds"
             assert sweep() == 0  # a word of the task may be on its way
@@ -109,6 +125,9 @@ def test_without_a_server_nothing_is_swept_and_nothing_raised(monkeypatch: pytes
 
 def test_the_deploy_step_installs_it_with_time_for_three_signs():
     assert "- flows.zombies.install:\n      within: 600" in (ROOT / "prefect.yaml").read_text()
+    template = json.loads((ROOT / "infra" / "kubernetes" / "base-job-template.json").read_text())
+    start = template["variables"]["properties"]["pod_watch_timeout_seconds"]["default"]
+    assert f"pending: {2 * start}" in (ROOT / "prefect.yaml").read_text()
     from prefect.settings import get_current_settings
 
     assert 600 > 3 * (get_current_settings().flows.heartbeat_frequency or 0) > 0

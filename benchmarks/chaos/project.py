@@ -54,7 +54,7 @@ class Project:
         run(root.parent, "git", "clone", "--quiet", str(ROOT), str(root))
         params = with_overrides(read_mapping(root / "params.yaml"), SETTINGS)
         (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-        deploy = re.sub(r"within: \d+", f"within: {WITHIN}", (root / "prefect.yaml").read_text())
+        deploy = re.sub(r"(within|pending): \d+", rf"\1: {WITHIN}", (root / "prefect.yaml").read_text())
         # Signs of life for the one slot come more often too, so that a server that has lost it is found out.
         deploy = deploy.replace("    limit: 1\n", f"    limit: 1\n    grace_period_seconds: {SLOT}\n")
         (root / "prefect.yaml").write_text(deploy)
