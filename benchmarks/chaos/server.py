@@ -8,7 +8,8 @@ import httpx
 from infra.settings import Settings
 
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-LIVE = ("RUNNING", "PENDING", "CANCELLING")
+# What must not stay. A task whose upstream has failed ends as NotReady, which is Pending to the server.
+LIVE = {"flow_runs": ("RUNNING", "PENDING", "CANCELLING"), "task_runs": ("RUNNING", "CANCELLING")}
 SILENT = "no sign of life"  # the automation's message
 SECONDS = 20.0  # for an answer
 PAGE = 200
@@ -32,8 +33,7 @@ class Server:
 
     def live(self, what: str) -> list[dict[str, Any]]:
         """Returns the flow runs or the task runs, by name of the route, that the server believes to be under way."""
-        states = {"state": {"type": {"any_": list(LIVE)}}}
-        return self._all(what, {"flow_runs" if what == "flow_runs" else "task_runs": states})
+        return self._all(what, {what: {"state": {"type": {"any_": list(LIVE[what])}}}})
 
     def found_dead(self) -> int:
         """Returns how many flow runs the automation has called Crashed."""
@@ -42,7 +42,7 @@ class Server:
 
     def clear(self) -> None:
         """Deletes flow runs that have not ended, so that the next round has a server to itself."""
-        waiting = {"flow_runs": {"state": {"type": {"any_": [*LIVE, "SCHEDULED", "PAUSED"]}}}}
+        waiting = {"flow_runs": {"state": {"type": {"any_": [*LIVE["flow_runs"], "SCHEDULED", "PAUSED"]}}}}
         for run in self._all("flow_runs", waiting):
             self._client.delete(f"/flow_runs/{run['id']}")
 
