@@ -2,6 +2,8 @@
 
 import os
 import re
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ from nfm.recipes import recipe_names
 from tests.conftest import shell
 from tests.deployed import KINDS, make_project, prefect, worker
 from tests.servers import prefect_server_in
+from tests.test_stack import wait_for
 
 STAGES = ["cpu-pool", "gpu-pool", "stages", "kubernetes-gpu", "kubernetes-8gpu"]
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -126,6 +129,49 @@ def test_limits_schedules_pools_and_ways_to_the_code_are_those_of_the_file(deplo
             "commit_sha": deployed.commit,
         }
         assert deployments[name]["job_variables"] == {"gpus": gpus}
+
+
+SAVES = """
+import signal
+def save(*_):
+    time.sleep(1)
+    Path({noted!r}).write_text("saved")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+Path({noted!r}).write_text("ready")
+time.sleep(300)
+"""
+
+
+@pytest.mark.timeout(600)
+def test_a_preempted_run_lets_its_stage_save_and_is_scheduled_anew(deployed: Deployed):
+    """As Kubernetes ends a pod: SIGTERM to its one command, of which Prefect's worker sees the exit status alone."""
+    noted = deployed.root.parent / "noted"
+    content = {"parameters": {"stages": ["prepare"]}, "state": {"type": "SCHEDULED"}}
+    deployment = deployed.twice[1]["nfm/pipeline"]["id"]
+    run_id = deployed.server.post(f"/deployments/{deployment}/create_flow_run", json=content).json()["id"]
+    behaviour = {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule", "TWIST": SAVES.format(noted=str(noted))}
+    with (deployed.root.parent / "pod.log").open("w") as log:
+        pod = subprocess.Popen(
+            prefect("flow-run", "execute", run_id),
+            cwd=deployed.root.parent,
+            env={**deployed.environment, **behaviour},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        wait_for(noted.exists, 300)
+        pod.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        status = pod.wait(60)
+    finally:
+        pod.kill()
+    assert time.monotonic() - began < 10
+    assert noted.read_text() == "saved"
+    assert status == 0
+    state = deployed.server.get(f"/flow_runs/{run_id}").json()["state"]
+    assert (state["type"], state["name"]) == ("SCHEDULED", "AwaitingRetry")
+    deployed.server.delete(f"/flow_runs/{run_id}")
 
 
 @pytest.mark.timeout(1800)
