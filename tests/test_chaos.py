@@ -20,7 +20,7 @@ from tests.test_stack import real
 @real
 @pytest.mark.timeout(1800)
 def test_a_run_that_is_killed_in_every_way_ends_as_one_that_is_not():
-    result = trial(Path(tempfile.gettempdir()), len(KINDS), seed=1, seconds=900, say=print, short=True)
+    result = trial(Path(tempfile.gettempdir()), len(KINDS), seed=1, references=1, seconds=900, say=print, short=True)
     assert {kind: counts["kills"] for kind, counts in result["by_kind"].items()} == dict.fromkeys(KINDS, 1)
     wrong = {name: result[name] for name in ("lost", "stale", "trained_twice", "hand_needed")}
     assert wrong == dict.fromkeys(wrong, 0), result["notes"]

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,8 +20,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--seconds", type=float, default=3300, help="after which no further round begins")
+    parser.add_argument("--references", type=int, default=2, help="runs without a kill, before")
     given = parser.parse_args()
-    result = trial(Path(tempfile.gettempdir()), given.kills, given.seed, seconds=given.seconds, say=print)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else the stack would stay
+    result = trial(
+        Path(tempfile.gettempdir()),
+        given.kills,
+        given.seed,
+        references=given.references,
+        seconds=given.seconds,
+        say=lambda line: print(line, flush=True),
+    )
     write_json(given.output, result)
     print(json.dumps(result, indent=2))
 

@@ -23,9 +23,9 @@ from infra.bucket import make_client
 
 LIMIT = 900.0  # seconds of a round; one that takes longer needs a hand
 GONE = 15.0  # seconds without a process after which one gives the command again
-CHANCE = 0.8  # that a stage is killed, each time that it starts
-EARLY = 0.3  # that a flow run is killed before its first stage, or between two
-AFTER = 2.5  # seconds past a stage's usual end in which it may be hit: DVC and the push are at work then
+CHANCE = 0.9  # that a stage is killed, each time that it starts
+EARLY = 0.5  # that a flow run is killed before its first stage, or between two
+AFTER = 3.0  # seconds past a stage's usual end in which it may be hit: DVC and the push are at work then
 
 
 @dataclass(frozen=True)

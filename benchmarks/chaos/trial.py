@@ -28,10 +28,10 @@ def trial(base: Path, kills: int, seed: int, *, seconds: float, say: Say, short:
         base: Folder to make a folder in, which PostgreSQL's user may enter.
         kills: How many, each kind as often as any other.
         seed: Of kinds, moments and whom they hit.
+        references: Runs without a kill; from two on, outputs that differ between them are an error.
         seconds: After which no further round begins.
         say: Told of every round.
-        short: Whether to do without the second run that nobody kills, without the time in which the dead are found at
-            the end, and with the kinds in their order.
+        short: Whether to do without the time in which the dead are found at the end, and with the kinds in their order.
     """
     home = Path(tempfile.mkdtemp(prefix="nfm-", dir=base))
     home.chmod(0o755)
@@ -41,7 +41,7 @@ def trial(base: Path, kills: int, seed: int, *, seconds: float, say: Say, short:
         project.start()
         say(f"{project.root}: the stack is up after {time.monotonic() - began:.0f} s")
         deck = Deck(kills, random.Random(seed), shuffled=not short)
-        result = _Trial(project, deck, say).run(1 if short else 2, 0.0 if short else PATIENCE, began + seconds)
+        result = _Trial(project, deck, say).run(references, 0.0 if short else PATIENCE, began + seconds)
     finally:
         project.stop()
         shutil.rmtree(home)
