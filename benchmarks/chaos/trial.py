@@ -21,7 +21,9 @@ COUNTS = ("lost", "stale", "trained_twice", "hand_needed")
 Say = Callable[[str], None]
 
 
-def trial(base: Path, kills: int, seed: int, *, seconds: float, say: Say, short: bool = False) -> dict[str, Any]:
+def trial(
+    base: Path, kills: int, seed: int, *, references: int, seconds: float, say: Say, short: bool = False
+) -> dict[str, Any]:
     """Kills until the kills are used up, and returns what became of it.
 
     Arguments:
