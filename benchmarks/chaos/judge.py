@@ -195,9 +195,11 @@ class Verdict:
         stale: Outputs that are others than those of a run that nobody killed.
         repeats: What was trained twice.
         redone: Updates after the last checkpoint, done again.
+        told: Trainings that SIGTERM has ended, and that saved what they had.
     """
 
     lost: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     repeats: list[Repeat] = field(default_factory=list)
     redone: int = 0
+    told: int = 0

@@ -26,6 +26,7 @@ CHECKPOINT, REPORT = 40, 5  # updates between checkpoints, and between reports
 SETTINGS = {
     **TINY,
     "couplings": ["teacher"],
+    "coupling.teacher.draws": 2,  # stored, so that pairs are among the outputs
     "run.checkpoint_every": CHECKPOINT,
     "run.log_every": REPORT,
     **{f"{stage}.train.steps": steps for stage, steps in (("features", 600), ("teacher", 300), ("student", 600))},

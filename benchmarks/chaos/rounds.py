@@ -17,7 +17,7 @@ from benchmarks.chaos.judge import (
     unsent,
 )
 from benchmarks.chaos.project import CHECKPOINT, REPORT, Project
-from benchmarks.chaos.scene import KINDS, NOTICE, Scene, kill, look, seconds_to_end, victims
+from benchmarks.chaos.scene import KINDS, Scene, kill, look, seconds_to_end, victims
 from benchmarks.chaos.server import ENDED, Server
 from infra.bucket import make_client
 
@@ -72,7 +72,7 @@ class Round:
     Attributes:
         kills: In their order.
         commands: How often the command was given.
-        hand_needed: What kept it from finishing.
+        hand_needed: What kept it from finishing, empty if nothing did.
         spans: Seconds that each stage took, as seen from outside.
         seconds: Of the whole round.
     """
@@ -164,8 +164,6 @@ class Player:
         kill(kind, pids)
         took = seconds_to_end(scene.run) if kind == "preempt" else None
         self.round.kills.append(Kill(kind, time.time(), scene.under_way, took))
-        if took is not None and took > NOTICE:
-            self.round.hand_needed.append(f"a preempted run ended after {took:.1f} s")
 
     def _plight(self, scene: Scene) -> str:
         state = self._server.state(self._run_id) if self._run_id else None
@@ -188,7 +186,8 @@ def judge(project: Project, reference: Reference) -> Verdict:
     if not lost:
         lost += [f"object {name}" for name in unsent(sent(project.root), stored(project))]
     history = executions(project.root / "logs")
-    return Verdict(lost, stale, repeats(history, CHECKPOINT, REPORT), redone(history, REPORT))
+    told = [each for each in history if each.steps and each.status == "KILLED"]
+    return Verdict(lost, stale, repeats(history, CHECKPOINT, REPORT), redone(history, REPORT), len(told))
 
 
 def stored(project: Project) -> dict[str, int]:

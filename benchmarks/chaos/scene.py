@@ -69,7 +69,7 @@ def victims(kind: str, scene: Scene, project: Project, stage: int | None = None)
     """
     match kind:
         case "stage":
-            return [stage] if stage in scene.stages else list(scene.stages)[:1]
+            return [pid for pid in scene.stages if pid == stage] or list(scene.stages)[:1]
         case "flow" | "preempt":
             return list(scene.flows)
         case "run":

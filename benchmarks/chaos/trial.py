@@ -59,7 +59,7 @@ class _Trial:
         self._counts: Counter[tuple[str, str]] = Counter()
         self._notes: list[str] = []
         self._rounds: list[Round] = []
-        self._redone = 0
+        self._redone = self._told = 0
 
     def run(self, references: int, patience: float, until: float) -> dict[str, Any]:
         reference = self._reference(references)
@@ -93,6 +93,7 @@ class _Trial:
         last = played.kills[-1].kind if played.kills else "none"
         self._rounds.append(played)
         self._redone += verdict.redone
+        self._told += verdict.told
         for each in played.kills:
             self._counts[each.kind, "kills"] += 1
         self._counts[last, "lost"] += len(verdict.lost)
@@ -126,6 +127,7 @@ class _Trial:
         kills = [kill for each in self._rounds for kill in each.kills]
         took = [kill.seconds for kill in kills if kill.seconds is not None]
         compared = [path for path in reference.outputs if is_compared(path)]
+        sorts = {"weights": ".safetensors", "pairs": ".f16", "metrics": ".json"}
         by_kind = {kind: {name: self._counts[kind, name] for name in ("kills", *COUNTS)} for kind in KINDS}
         return {
             "kills": len(kills),
@@ -135,8 +137,13 @@ class _Trial:
             "rounds": len(self._rounds),
             "commands": sum(each.commands for each in self._rounds),
             "updates_redone_after_a_checkpoint": self._redone,
-            "seconds_from_sigterm_to_end": {"most": round(max(took), 2), "of": len(took)} if took else None,
-            "outputs": {"all": len(reference.outputs), "compared": len(compared)},
+            "seconds_from_sigterm_to_end": {"most": round(max(took, default=0.0), 2), "of": len(took)},
+            "trainings_that_saved_at_sigterm": self._told,
+            "outputs": {
+                "all": len(reference.outputs),
+                "compared": len(compared),
+                **{sort: sum(path.endswith(ending) for path in compared) for sort, ending in sorts.items()},
+            },
             "notes": self._notes,
         }
 
