@@ -116,6 +116,12 @@ class Checkout:
             shared={n: stages[n].cmd for n in order if (stages[n].meta or {}).get("shares")},
         )
 
+    @property
+    def current(self) -> frozenset[str]:
+        """The stages known to be up to date: of those planned, until one upstream of them runs."""
+        with self._lock:
+            return frozenset(self._current)
+
     def sources(self) -> list[str]:
         """Returns the files and folders that stages read and no stage makes, relative to the root."""
         from dvc.dependency.param import ParamsDependency

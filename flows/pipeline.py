@@ -137,6 +137,7 @@ def run_graph(
         _want_remote(checkout)
     plan, named = checkout.plan(stages), checkout.named(stages) if asked else None
     history = _history(home or folder, folder, recipe)
+    pushes = frozenset(plan.upstream) if push else named or frozenset()
     context = Context(
         checkout,
         plan.ancestors(),
@@ -146,7 +147,8 @@ def run_graph(
         {"NFM_RECIPE": recipe},
         elsewhere,
         asked=named,
-        pushes=frozenset(plan.upstream) if push else named or frozenset(),
+        pushes=pushes,
+        current=checkout.current & pushes,
         fan_out=fan_out,
         shared=plan.shared if fan_out else {},
     )

@@ -48,6 +48,7 @@ class Context:
         pushes: Stages whose outputs are sent to the DVC remote when they are up to date.
         pushed: Those whose outputs this flow run has sent.
         doubted: Those of whose outputs the remote lacks files that it was thought to have.
+        current: Those of them that were up to date when the flow run began.
         fan_out: How the work of stages is shared out that can be.
         shared: Commands of those stages, by name.
     """
@@ -63,6 +64,7 @@ class Context:
     pushes: frozenset[str] = frozenset()
     pushed: set[str] = field(default_factory=set)
     doubted: set[str] = field(default_factory=set)
+    current: frozenset[str] = frozenset()
     fan_out: FanOut | None = None
     shared: Mapping[str, str] = field(default_factory=dict)
 
@@ -103,8 +105,10 @@ def run_stage(name: str, context: Context, limits: Sequence[str] = (), urgency: 
             state = _run_here(name, context, limits, urgency)
         else:
             state = _restore(name, context, urgency) or _missing(name, "was not pushed by the flow run that asks")
-        if name in context.pushes and state.is_completed():
-            return push([name], context) or state
+        if name in context.pushes - context.pushed and state.is_completed():
+            # What was up to date from the start goes at once: a command for each stage would take seconds for each.
+            names = sorted(context.current - context.pushed) if name in context.current else [name]
+            return push(names, context) or state
         return state
     except BusyError as error:
         return Failed(name="Busy", message=str(error))

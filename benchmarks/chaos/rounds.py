@@ -4,6 +4,7 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import cycle
 
 from benchmarks.chaos.judge import (
     Verdict,
@@ -17,14 +18,14 @@ from benchmarks.chaos.judge import (
     unsent,
 )
 from benchmarks.chaos.project import CHECKPOINT, REPORT, Project
-from benchmarks.chaos.scene import KINDS, Scene, kill, look, seconds_to_end, victims
+from benchmarks.chaos.scene import KINDS, TWICE, Scene, kill, look, seconds_to_end, victims
 from benchmarks.chaos.server import ENDED, Server
 from infra.bucket import make_client
 
 LIMIT = 900.0  # seconds of a round; one that takes longer needs a hand
 GONE = 15.0  # seconds without a process after which one gives the command again
-CHANCE = 0.9  # that a stage is killed, each time that it starts
-EARLY = 0.5  # that a flow run is killed before its first stage, or between two
+CHANCE = 0.9  # that a stage is hit, each time that it starts and after each hit that it has outlived
+EARLY = 0.5  # that a flow run is hit before its first stage, or between two
 AFTER = 3.0  # seconds past a stage's usual end in which it may be hit: DVC and the push are at work then
 
 
@@ -39,7 +40,7 @@ class Kill:
 
 
 class Deck:
-    """The kills that are left: of each kind as many as of any other.
+    """The kills that are left: of each kind its share.
 
     Arguments:
         kills: How many there are in all.
@@ -49,7 +50,7 @@ class Deck:
 
     def __init__(self, kills: int, generator: random.Random, shuffled: bool = True) -> None:
         self.generator = generator
-        self._left = [KINDS[i % len(KINDS)] for i in range(kills)]
+        self._left = [kind for kind, _ in zip(cycle((*KINDS, *TWICE)), range(kills), strict=False)]
         if shuffled:
             generator.shuffle(self._left)
 
@@ -147,7 +148,7 @@ class Player:
             )
             hit = self._deck.generator.random() < chance and self._spans
             self._due[pid] = now + self._deck.generator.uniform(0, span) if hit else float("inf")
-            self._since[pid] = now
+            self._since.setdefault(pid, now)
         for pid, name in scene.stages.items():
             self.round.spans[name] = now - self._since[pid]
 
@@ -155,7 +156,7 @@ class Player:
         for pid, moment in list(self._due.items()):
             if time.monotonic() < moment or len(self.round.kills) >= self._most:
                 continue
-            self._due[pid] = float("inf")
+            del self._due[pid]  # what lives on is hit again
             if drawn := self._deck.draw(scene, self._project, pid):
                 self._kill(*drawn, scene)
                 return

@@ -15,6 +15,7 @@ from infra.leftovers import members
 # By SIGKILL, each alone; "run" is all processes of a flow run at once, as a machine loses them; "preempt" is SIGTERM to
 # the flow. The worker comes last, so that a short trial has no flow run that nobody watches.
 KINDS = ("stage", "s3", "flow", "prefect", "preempt", "postgres", "run", "worker")
+TWICE = ("stage", "s3", "flow", "prefect", "postgres")  # come twice as often as the others
 NOTICE = 10.0  # seconds that a preempted run has
 
 
