@@ -47,8 +47,8 @@ class Context:
             run; None if nobody does.
         pushes: Stages whose outputs are sent to the DVC remote when they are up to date.
         pushed: Those whose outputs this flow run has sent.
+        current: Stages to be sent that were up to date when the flow run began.
         doubted: Those of whose outputs the remote lacks files that it was thought to have.
-        current: Those of them that were up to date when the flow run began.
         fan_out: How the work of stages is shared out that can be.
         shared: Commands of those stages, by name.
     """
@@ -63,8 +63,8 @@ class Context:
     asked: frozenset[str] | None = None
     pushes: frozenset[str] = frozenset()
     pushed: set[str] = field(default_factory=set)
-    doubted: set[str] = field(default_factory=set)
     current: frozenset[str] = frozenset()
+    doubted: set[str] = field(default_factory=set)
     fan_out: FanOut | None = None
     shared: Mapping[str, str] = field(default_factory=dict)
 
