@@ -21,10 +21,12 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.task_runners import ThreadPoolTaskRunner
 
 import flows.pipeline
+import flows.stage
 from flows.checkout import Checkout, Plan
 from flows.pipeline import main, pipeline, publish, run_graph
 from flows.process import Processes
 from flows.slots import Slots
+from flows.stage import push
 from flows.words import failure, outcome
 from flows.workspace import params_of, workspace
 from nfm.errors import InputError
@@ -34,13 +36,13 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @flow(name="tiny", task_runner=ThreadPoolTaskRunner(max_workers=8))
-def run(root: Path, stages: list[str] | None = None):
-    return run_graph(root, stages or [])
+def run(root: Path, stages: list[str] | None = None, push: bool = False):
+    return run_graph(root, stages or [], push=push)
 
 
-def outcomes(root: Path, stages: list[str] | None = None) -> tuple[Any, dict[str, str]]:
+def outcomes(root: Path, stages: list[str] | None = None, push: bool = False) -> tuple[Any, dict[str, str]]:
     """Runs the flow; returns its state and the names of its stages' states."""
-    state = run(root, stages, return_state=True)
+    state = run(root, stages, push, return_state=True)
     with get_client(sync_client=True) as client:
         filter = FlowRunFilter(id={"any_": [state.state_details.flow_run_id]})
         for _ in range(50):  # states of tasks reach the server as events, a moment later
@@ -158,6 +160,27 @@ def test_a_cold_clone_restores_everything_from_s3(
     assert set(names.values()) <= {"Pulled", "Restored"}
     assert clone.executed == []
     assert (clone.root / file).read_text() == (tiny.root / file).read_text()
+
+
+def test_what_was_up_to_date_is_sent_by_one_push_and_what_has_run_by_its_own(
+    tiny: Tiny, bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    for key, value in bucket.items():
+        monkeypatch.setenv(key, value)
+    with (tiny.root / ".dvc" / "config").open("a") as config:
+        config.write(
+            "[core]\n    remote = store\n['remote \"store\"']\n"
+            f"    url = s3://store/once\n    endpointurl = {bucket['ADDRESS']}\n"
+        )
+    text = (tiny.root / "dvc.yaml").read_text()
+    (tiny.root / "dvc.yaml").write_text(text.replace("work/left/file work/right/file", "work/right/file"))
+    sent: list[list[str]] = []
+    monkeypatch.setattr(flows.stage, "push", lambda names, context: (sent.append(names), push(names, context))[1])
+    state, names = outcomes(tiny.root, push=True)
+    assert state.is_completed(), state.message
+    assert names == {"data": "Cached", "work@left": "Cached", "work@right": "Cached", "report": "Completed"}
+    assert sent == [["data", "work@left", "work@right"], ["report"]]
+    assert "up to date" in tiny.dvc("push")
 
 
 def test_an_unreachable_remote_is_tried_again():
