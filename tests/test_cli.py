@@ -324,7 +324,16 @@ def test_a_report_of_figures_that_cannot_be_compared_is_refused(project, monkeyp
 def test_a_model_of_other_images_is_refused(project, monkeypatch, capsys):
     folder = {"kind": "folder", "folder": "images", "image_size": 16, "channels": 1, "filter": "box"}
     write_params(
-        project, data={**folder, "test_fraction": 0.5, "flips": False, "limit": None, "validation": None, "seed": 0}
+        project,
+        data={
+            **folder,
+            "test_fraction": 0.5,
+            "flips": False,
+            "limit": None,
+            "validation": None,
+            "seed": 0,
+            "version": None,
+        },
     )
     from PIL import Image
 

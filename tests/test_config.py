@@ -52,6 +52,9 @@ WRONG = {
     "unknown key of a variant with a key of its name": ({"data": {"kind": "folder", "flop": 1}}, "yaml: data: 'flop'"),
     "wrong key named as its variant": ({"data": {"kind": "folder", "folder": 3}}, "data.folder is 3"),
     "keys of another kind missing": ({"data": {"kind": "mnist"}}, "data.folder is missing"),
+    "even NFE for Heun at the gate": ({"promote.solver": "heun"}, "promote: nfe holds 2"),
+    "two evaluations": ({"promote.evaluations": 2}, "promote.evaluations is 2"),
+    "every number of samples is nearer": ({"promote.guards.memorisation": 0.5}, "promote.guards.memorisation is 0.5"),
     "infra without a deployment": ({"infra.teacher": ""}, "infra.teacher is ''"),
     "infra as a word": ({"infra": "gpu-pool"}, "infra is 'gpu-pool', expected a section"),
 }
@@ -96,7 +99,7 @@ def test_a_section_has_no_defaults_that_dvc_would_not_see():
 
     for section in Params.__subclasses__() or [Params]:
         fields(section)
-    for path in ("features", "teacher", "student", "evaluate", "run"):
+    for path in ("features", "teacher", "student", "evaluate", "promote", "run"):
         fields(Params.model_fields[path].annotation, f"{path}.")
 
 

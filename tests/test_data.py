@@ -241,7 +241,7 @@ def test_a_limit_keeps_images_of_each_split_at_random_and_their_mirror_images(tm
             tmp_path / "set" / "ab"[number % 2] / f"{number}.png", np.arange(16, dtype=np.uint8).reshape(4, 4) + number
         )
     section = {"kind": "folder", "folder": "set", "image_size": 4, "channels": 1, "filter": "box", "seed": 0}
-    section |= {"test_fraction": 0.2, "validation": None, "flips": True}
+    section |= {"test_fraction": 0.2, "validation": None, "flips": True, "version": None}
     whole, cut = (make_source(FolderData(**section, limit=limit), tmp_path) for limit in (None, 10))
     assert (len(whole.train), len(whole.test)) == (64, 8)
     assert (len(cut.train), len(cut.test)) == (20, 8)
@@ -258,7 +258,7 @@ def test_only_training_images_are_mirrored_and_none_that_is_measured_on(tmp_path
     for number in range(20):
         save(tmp_path / "set" / "x" / f"{number}.png", np.random.default_rng(number).integers(0, 256, (4, 4), np.uint8))
     section = {"kind": "folder", "folder": "set", "image_size": 4, "channels": 1, "filter": "box", "seed": 0}
-    section |= {"test_fraction": 0.2, "validation": 0.25, "flips": True, "limit": None}
+    section |= {"test_fraction": 0.2, "validation": 0.25, "flips": True, "limit": None, "version": None}
     source = make_source(FolderData(**section), tmp_path)
     assert (len(source.train), len(source.test)) == (24, 4)
     train, measured = rows(source.train.images()), source.test.images()

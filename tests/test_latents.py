@@ -49,6 +49,7 @@ DATA = {
         "test_fraction": 0.3,
         "flips": True,
         "limit": None,
+        "version": None,
         "validation": None,
         "seed": 0,
     },

@@ -270,7 +270,7 @@ def test_the_command_prints_tables_and_writes_what_they_show(tmp_path):
 
 def test_a_folder_that_is_not_there_is_planned_for_a_stated_number_of_images(tmp_path):
     folder = {"kind": "folder", "folder": "images", "image_size": 8, "channels": 1, "filter": "box"}
-    section = FolderData(**folder, test_fraction=0.25, limit=None, flips=True, validation=None, seed=0)
+    section = FolderData(**folder, test_fraction=0.25, limit=None, flips=True, validation=None, seed=0, version=None)
     with pytest.raises(InputError, match="--images"):
         data_size(section, tmp_path, None, None)
     assert data_size(section, tmp_path, 1000, 3) == Size((1, 8, 8), 3, 1500, 250)

@@ -27,6 +27,7 @@ FOLDER = {
     "test_fraction": 0.25,
     "flips": False,
     "limit": None,
+    "version": None,
     "validation": None,
     "seed": 0,
 }
@@ -109,7 +110,15 @@ def test_cifar10_is_prepared_with_mirror_images_of_what_is_trained_on(prepare, t
 def test_imagenet_is_prepared_from_two_folders(prepare, tmp_path):
     draw(tmp_path / "train")
     draw(tmp_path / "val", "b")
-    section = {"image_size": 4, "filter": "box", "flips": False, "limit": None, "validation": None, "seed": 0}
+    section = {
+        "image_size": 4,
+        "filter": "box",
+        "flips": False,
+        "limit": None,
+        "validation": None,
+        "seed": 0,
+        "version": None,
+    }
     assert prepare(kind="imagenet", train="train", test="val", **section)[0] == 0
     test = Split.open(tmp_path / "artifacts" / "data" / "test", verify=True)
     assert (test.shape, test.labels(torch.arange(8)).tolist()) == ((3, 4, 4), [1] * 8)

@@ -235,7 +235,7 @@ def test_a_store_that_gives_nothing_is_named_and_nothing_is_left(store, tmp_path
 def test_a_folder_in_a_store_is_a_data_set(store, tmp_path):
     put(store, {f"{kind}/{i}.png": png(100 * (kind == "light") + i) for kind in ("dark", "light") for i in range(4)})
     section = {"kind": "folder", "folder": store[1], "image_size": 4, "channels": 1, "filter": "box", "seed": 0}
-    section |= {"test_fraction": 0.5, "validation": None, "flips": False, "limit": None}
+    section |= {"test_fraction": 0.5, "validation": None, "flips": False, "limit": None, "version": None}
     source = make_source(FolderData(**section), tmp_path)
     assert source.name == Path(store[1]).name
     grey = torch.cat([source.train.images(), source.test.images()])[:, 0, 0, 0]

@@ -37,6 +37,7 @@ UNLABELLED = {
         "test_fraction": 0.3,
         "flips": False,
         "limit": None,
+        "version": None,
         "validation": None,
         "seed": 0,
     },

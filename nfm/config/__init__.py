@@ -16,6 +16,7 @@ from nfm.config.data import Cifar10Data, DataSection, DigitsData, FolderData, Im
 from nfm.config.evaluate import INCEPTION, Evaluate, Inception
 from nfm.config.networks import Features, Student, Teacher, Train
 from nfm.config.params import HIDDEN, Params, load_params, parse_params, read_mapping, with_overrides
+from nfm.config.promote import Guards, Promote
 from nfm.config.run import Run
 from nfm.config.section import Section, nearest
 
@@ -30,6 +31,7 @@ __all__ = [
     "Features",
     "FolderData",
     "Gate",
+    "Guards",
     "ImagenetData",
     "Inception",
     "IndependentCoupling",
@@ -38,6 +40,7 @@ __all__ = [
     "MinibatchOTCoupling",
     "MnistData",
     "Params",
+    "Promote",
     "Run",
     "Section",
     "SemidiscreteOTCoupling",

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from nfm.config.section import Filter, Fraction, Limit, Section, Validation
+from nfm.config.section import Filter, Fraction, Limit, Section, Validation, Version
 
 
 class DigitsData(Section):
@@ -45,6 +45,7 @@ class ImagenetData(Section):
     test: str
     image_size: PositiveInt  # pixels
     filter: Filter
+    version: Version
     limit: Limit
     flips: bool
     validation: Validation
@@ -60,6 +61,7 @@ class FolderData(Section):
     channels: Literal[1, 3]
     filter: Filter
     test_fraction: Fraction
+    version: Version
     limit: Limit
     flips: bool
     validation: Validation

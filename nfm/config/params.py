@@ -13,6 +13,7 @@ from nfm.config.coupling import FROM_DATA, CouplingSection
 from nfm.config.data import DataSection
 from nfm.config.evaluate import Evaluate
 from nfm.config.networks import Features, Student, Teacher
+from nfm.config.promote import Promote
 from nfm.config.run import Run
 from nfm.config.section import Deployment, Section, nearest
 from nfm.errors import InputError
@@ -39,6 +40,7 @@ class Params(Section):
     coupling: dict[str, CouplingSection]
     student: Student
     evaluate: Evaluate
+    promote: Promote  # when a retrained student becomes champion; changes no result and reruns nothing
     run: Run
     infra: dict[str, Deployment]  # where stages run that do not run here; changes no result and reruns nothing
 

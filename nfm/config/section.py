@@ -10,6 +10,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 # Share of the training images to measure on instead of the test images, which are then left out; null: the test images.
 Validation = Fraction | None
 Limit = PositiveInt | None  # images of each split at most, a random choice; null: all
+Version = str | None  # of image files; another text has `prepare` read them anew; null: as they are found
 Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
 Patch = tuple[PositiveInt, PositiveInt]
 Deployment = Annotated[str, Field(min_length=1)]  # of the flow nfm-stages, by its name

@@ -74,6 +74,8 @@ def smoke(mapping: dict[str, Any]) -> dict[str, Any]:
         data["keep"] = min(16, data["keep"])
     evaluate = small["evaluate"]
     evaluate |= {"samples": 10, "euler": evaluate["euler"][:2], "heun": evaluate["heun"][:1], "curvature_steps": 2}
+    promote = small["promote"]
+    promote |= {"samples": 10, "evaluations": 3, "nfe": promote["nfe"][:1]}
     run = small["run"]
     run |= {"log_every": 1, "sample_batch": 64, "micro_batch": None if run["micro_batch"] is None else 4}
     return small
