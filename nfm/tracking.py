@@ -8,10 +8,8 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,8 +37,9 @@ class MLflowTracker(NullTracker):
     """
 
     def __init__(self, uri: str, root: Path, address: str) -> None:
-        self._mlflow, self._client = _mlflow(), _client(uri)
-        self._mlflow.set_tracking_uri(uri)
+        self._mlflow, self._client = connect(uri)
+        self._uri, self._root = uri, root
+        self._origin = dict[str, str]()
         tags = {"mlflow.runName": address, "mlflow.source.name": f"nfm {address}"}
         if parent := os.environ.get(PARENT):
             tags["mlflow.parentRunId"] = parent
@@ -61,6 +60,7 @@ class MLflowTracker(NullTracker):
     def tags(self, mapping: Mapping[str, Any]) -> None:
         from mlflow.entities import RunTag
 
+        self._origin |= {key: str(value) for key, value in mapping.items()}
         self._send(tags=[RunTag(key, str(value)) for key, value in mapping.items()])
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -81,16 +81,13 @@ class MLflowTracker(NullTracker):
             self._client.log_artifact(self.run_id, str(Path(temporary) / file), folder or None)
 
     def model(self, path: Path) -> None:
-        with self._outage(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice on type hints and input examples
-            self._mlflow.pyfunc.log_model(
-                name="student",
-                # Run by MLflow when the model is loaded: no code of ours is pickled.
-                python_model=str(Path(__file__).with_name("serving.py")),
-                artifacts={"weights": str(path)},
-                signature=_signature(path),
-                pip_requirements=[f"{p}=={version(p)}" for p in ("numpy", "safetensors", "torch")],
-                metadata={"nfm": version("nfm")},
+        from nfm.registry.logged import log_student, makes_images
+
+        if not makes_images(path):
+            return  # latents: nobody could look at what it makes
+        with self._outage():
+            log_student(
+                self._mlflow, self._client, path, uri=self._uri, root=self._root, run_id=self.run_id, tags=self._origin
             )
 
     def __enter__(self) -> Self:
@@ -229,25 +226,26 @@ def open_parent(root: Path, name: str, tags: Mapping[str, str]) -> NoParent:
     return Parent(_uri(root), root, name, tags) if _kind() == "mlflow" else NoParent()
 
 
-def set_python_model(model: Any) -> None:
-    """Hands MLflow the model of nfm/serving.py, when it runs that file to load a student.
+def is_mlflow() -> bool:
+    """Whether MLflow is the tracker."""
+    return _kind() == "mlflow"
 
-    Arguments:
-        model: Has `load(weights)`, which gives the student, and `predict(student, inputs)`.
-    """
-    from mlflow.models import set_model
-    from mlflow.pyfunc.model import PythonModel
 
-    class Served(PythonModel):
-        _skip_type_hint_validation = True  # the signature checks inputs; else a warning at each load
+def tracking_uri(root: Path) -> str:
+    """Returns MLFLOW_TRACKING_URI, or else the address of <root>/mlflow.db."""
+    return _uri(root)
 
-        def load_context(self, context):
-            self.student = model.load(Path(context.artifacts["weights"]))
 
-        def predict(self, context, model_input, params=None):  # pyright: ignore
-            return model.predict(self.student, model_input)
+def connect(uri: str) -> tuple[Any, Any]:
+    """Imports mlflow; returns it and a client of a tracking URI, which becomes the one of this process."""
+    mlflow, client = _mlflow(), _client(uri)
+    mlflow.set_tracking_uri(uri)
+    return mlflow, client
 
-    set_model(Served())
+
+def experiment_of(client: Any, uri: str, root: Path) -> str:
+    """Returns the id of the experiment of all runs, made at need."""
+    return _experiment(client, uri, root)
 
 
 def _kind() -> str:
@@ -305,25 +303,6 @@ def _experiment(client: Any, uri: str, root: Path) -> str:
         if found := client.get_experiment_by_name(EXPERIMENT):  # another stage was faster
             return found.experiment_id
         raise
-
-
-def _signature(path: Path) -> Any:
-    """Returns the shapes and types that a student takes and gives."""
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
-
-    from nfm.artifacts import load_tensors
-
-    model = load_tensors(path)[1]["model"]
-    image = (-1, *model["shape"])
-    inputs: list[ColSpec | TensorSpec] = [
-        TensorSpec(np.dtype(np.float32), image, "x"),
-        TensorSpec(np.dtype(np.float32), (-1,), "t"),
-    ]
-    if model["classes"]:
-        inputs.append(TensorSpec(np.dtype(np.int64), (-1,), "label"))
-    return ModelSignature(Schema(inputs), Schema([TensorSpec(np.dtype(np.float32), image)]))
 
 
 def _now() -> int:

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import nfm.finished_run
 import nfm.tracking
-from nfm.build.student import make_student, save_student
+from nfm.artifacts import sha256
 from nfm.errors import InputError
 from nfm.finished_run import FinishedRun, write_finished_run
 from nfm.tracker import JsonLines, NullTracker, record_of
 from nfm.tracking import MLflowTracker, open_parent, open_tracker
 from tests.servers import free_port, wait_for_answer
+from tests.students import save_random_student
 
 
 @pytest.fixture(scope="module")
@@ -233,39 +233,25 @@ def test_a_store_that_does_not_answer_is_left_to_the_client(tmp_path: Path):
     assert not (tmp_path / "none.db").exists()
 
 
-@pytest.mark.parametrize("classes", [3, None], ids=["conditional", "unconditional"])
-def test_a_logged_student_is_served_without_pickle(project: Path, classes: int | None):
-    import mlflow
-
-    arguments = {
-        "shape": [1, 4, 4],
-        "patch": [1, 4],
-        "depth": 1,
-        "width": 16,
-        "head_size": 8,
-        "classes": classes,
-    }
-    student = make_student(arguments)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in student.parameters():  # the untrained student is 0 everywhere
-        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
-    weights = project / "student.safetensors"
-    save_student(weights, student, arguments)
+def test_a_student_is_logged_as_a_model_of_its_run_without_pickle(project: Path):
+    weights = save_random_student(project / "student.safetensors")
     with open_tracker("student@teacher-0", project) as tracker:
+        tracker.tags({"git.commit": "c0ffee"})
         tracker.model(weights)
-    (model,) = client_of(project).search_logged_models([client_of(project).get_experiment_by_name("nfm").experiment_id])
-    served = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
-    x, t = torch.randn(5, 1, 4, 4, generator=generator), torch.rand(5, generator=generator)
-    label = torch.tensor([0, 1, 2, 0, 1]) if classes else None
-    inputs = {"x": x.numpy(), "t": t.numpy()} | ({"label": label.numpy()} if classes else {})
-    with torch.no_grad():
-        expected = student.eval()(x, t, label).numpy()
-    np.testing.assert_allclose(served.predict(inputs), expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(mlflow.MlflowException):
-        served.predict({**inputs, "x": x.numpy()[:, :, :3]})
+    [output] = client_of(project).get_run(tracker.run_id).outputs.model_outputs
+    model = client_of(project).get_logged_model(output.model_id)
+    assert (model.name, model.source_run_id, str(model.status)) == ("student", tracker.run_id, "READY")
+    assert model.tags.items() >= {"git.commit": "c0ffee", "weights.sha256": sha256(weights)}.items()
     files = list((project / "mlartifacts").rglob("*"))
     assert any(file.name == "student.safetensors" for file in files)
     assert not [file for file in files if file.suffix in (".pkl", ".pickle", ".pth", ".pt")]
+
+
+def test_a_student_of_latents_is_not_logged_and_fails_no_stage(project: Path):
+    weights = save_random_student(project / "student.safetensors", shape=[4, 8, 8])
+    with open_tracker("student@teacher-0", project) as tracker:
+        tracker.model(weights)
+    assert client_of(project).get_run(tracker.run_id).outputs is None or not list(project.rglob("MLmodel"))
 
 
 def test_a_record_that_is_absent_or_broken_is_empty(tmp_path: Path):
@@ -279,8 +265,7 @@ def test_a_record_that_is_absent_or_broken_is_empty(tmp_path: Path):
 
 
 def test_importing_loads_neither_mlflow_nor_prefect_nor_dvc():
-    program = (
-        "import sys, nfm.tracking, nfm.tracker, nfm.serving;print({'mlflow', 'prefect', 'dvc'} & set(sys.modules))"
-    )
+    modules = "nfm.tracking, nfm.tracker, nfm.serving.answer, nfm.serving.entry, nfm.registry.client"
+    program = f"import sys, {modules};print({{'mlflow', 'prefect', 'dvc'}} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert answer.stdout.strip() == "set()", answer.stderr

@@ -1,0 +1,1 @@
+"""Published students: versions of registered models in MLflow, with aliases that say which one is served."""

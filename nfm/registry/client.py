@@ -1,0 +1,259 @@
+"""Versions of published models in MLflow's registry: published, found, tagged, given aliases, fetched."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nfm.artifacts import atomic_path, sha256
+from nfm.errors import InputError
+from nfm.registry.logged import DIGEST, WEIGHTS, find_logged, log_student
+from nfm.tracking import connect, tracking_uri
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+ABSENT = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code
+RUN = "run_id"  # tag of a version: the run that made the student, also where another store holds it
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model.
+
+    Attributes:
+        name: The model's name, such as "nfm-digits".
+        number: Counted from 1.
+        run_id: The MLflow run that trained the student; None where it is not known.
+        tags: The version's tags.
+        aliases: Such as "champion".
+    """
+
+    name: str
+    number: int
+    run_id: str | None
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...]
+
+    @property
+    def uri(self) -> str:
+        """The address that MLflow knows it by."""
+        return f"models:/{self.name}/{self.number}"
+
+
+def model_name(data_kind: str) -> str:
+    """Returns the name under which the students of a kind of data set are published."""
+    return f"nfm-{data_kind}"
+
+
+def open_registry(root: Path) -> "Registry":
+    """Returns the registry of a project: at MLFLOW_TRACKING_URI, or else in <root>/mlflow.db.
+
+    Raises:
+        InputError: MLflow is not installed.
+    """
+    return Registry(tracking_uri(root), root)
+
+
+class Registry:
+    """The registry at a tracking URI.
+
+    Every method raises InputError where the registry does not answer.
+
+    Arguments:
+        uri: The tracking URI.
+        root: Folder of the project: for the artifacts of a local database, and for fetched files.
+    """
+
+    def __init__(self, uri: str, root: Path) -> None:
+        self.uri, self._root = uri, root
+
+    @cached_property
+    def _connection(self) -> tuple[Any, Any]:
+        return connect(self.uri)  # which makes a local database where there is none
+
+    @property
+    def _mlflow(self) -> Any:
+        return self._connection[0]
+
+    @property
+    def _client(self) -> Any:
+        return self._connection[1]
+
+    def publish(
+        self, student: Path, name: str, *, run_id: str | None, tags: Mapping[str, str], description: str
+    ) -> Version:
+        """Makes a student a version of a model; the first version of a name gets the alias champion.
+
+        A student whose weights are published already stays the version that it is.
+
+        Arguments:
+            student: Its safetensors file.
+            name: The model's name, made at need.
+            run_id: The MLflow run that trained it, if known; its logged model becomes the version.
+            tags: Of the version; the weights' SHA-256 and the run are added.
+            description: What the UI shows.
+
+        Raises:
+            InputError: The file is no student, or one of something else than images.
+        """
+        digest = sha256(student)
+        with self._asked():
+            self._make(name)
+            known = [version for version in self._versions(name) if version.tags.get(DIGEST) == digest]
+            version = known[0] if known else self._create(student, name, run_id, {**tags, DIGEST: digest}, description)
+            # Also where a kill came between the first version and its alias.
+            if version.number == 1 and not self._client.get_registered_model(name).aliases:
+                self._client.set_registered_model_alias(name, CHAMPION, "1")
+            return self._version(name, version.number)
+
+    def find(self, name: str, ref: str) -> Version:
+        """Returns the version that an alias, or a number, names.
+
+        Raises:
+            InputError: There is none.
+        """
+        found = self.versions(name)
+        if not found:
+            raise InputError(f"there is no model {name!r} in {self.uri}; {self._what_there_is()}")
+        for version in found:
+            if ref in version.aliases or ref == str(version.number):
+                return version
+        known = [str(version.number) for version in found] + [alias for version in found for alias in version.aliases]
+        raise InputError(f"{name} has no version or alias {ref!r}; there are {', '.join(known)}")
+
+    def versions(self, name: str) -> list[Version]:
+        """Returns all versions of a model by number, none if there is no such model."""
+        if self._is_absent():
+            return []
+        with self._asked():
+            return self._versions(name)
+
+    def move(self, name: str, aliases: Mapping[str, int | None]) -> None:
+        """Gives aliases to versions; None takes an alias away. The champion moves last.
+
+        MLflow has no transactions: a kill on the way leaves some aliases moved, never two champions.
+
+        Raises:
+            InputError: There is no such version; then no alias has moved.
+        """
+        for number in aliases.values():
+            if number is not None:
+                self.find(name, str(number))
+        with self._asked():
+            for alias, number in sorted(aliases.items(), key=lambda item: item[0] == CHAMPION):
+                if number is None:
+                    self._client.delete_registered_model_alias(name, alias)
+                else:
+                    self._client.set_registered_model_alias(name, alias, str(number))
+
+    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Adds tags to a version, or replaces them."""
+        with self._asked():
+            for key, value in tags.items():
+                self._client.set_model_version_tag(version.name, str(version.number), key, str(value))
+
+    def weights(self, version: Version) -> Path:
+        """Returns a local path of a version's student, fetched once and held against its SHA-256.
+
+        Raises:
+            InputError: The file is gone from the registry's store, or damaged.
+        """
+        wanted = version.tags.get(DIGEST, "")
+        kept = self._root / ".cache" / "models" / f"{wanted}.safetensors"
+        if wanted and kept.is_file() and sha256(kept) == wanted:
+            return kept
+        with self._asked(), tempfile.TemporaryDirectory() as folder:
+            uri = f"{version.uri}/{WEIGHTS}"
+            found = Path(self._mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
+            if sha256(found) != wanted:
+                raise InputError(
+                    f"the weights of {version.name} version {version.number} have not the SHA-256 of its tag {DIGEST}; "
+                    "they are damaged in MLflow's store: publish the student again"
+                )
+            with atomic_path(kept) as temporary:
+                shutil.copyfile(found, temporary)
+        return kept
+
+    def _make(self, name: str) -> None:
+        try:
+            self._client.get_registered_model(name)
+        except self._mlflow.MlflowException as error:
+            if error.error_code != ABSENT:
+                raise
+            self._client.create_registered_model(name)
+
+    def _create(self, student: Path, name: str, run_id: str | None, tags: dict[str, str], description: str) -> Version:
+        """Makes a version of the model that the run has logged; logs it first where it has not."""
+        run_id, named = self._known(run_id), run_id
+        model = find_logged(self._client, run_id, tags[DIGEST])
+        if model is None:
+            model = log_student(
+                self._mlflow, self._client, student, uri=self.uri, root=self._root, run_id=run_id, tags=tags
+            )
+        if named:
+            tags = {**tags, RUN: named}
+        made = self._client.create_model_version(
+            name, f"models:/{model}", run_id, tags=tags, description=description, model_id=model
+        )
+        return self._version(name, int(made.version))
+
+    def _known(self, run_id: str | None) -> str | None:
+        """Returns the run's id if this store holds it: a student may come from another one by DVC."""
+        if run_id is None:
+            return None
+        try:
+            return self._client.get_run(run_id).info.run_id
+        except self._mlflow.MlflowException as error:
+            if error.error_code not in (ABSENT, "INVALID_PARAMETER_VALUE"):
+                raise
+            return None
+
+    def _versions(self, name: str) -> list[Version]:
+        try:
+            aliases = self._client.get_registered_model(name).aliases
+        except self._mlflow.MlflowException as error:
+            if error.error_code != ABSENT:
+                raise
+            return []
+        found = self._client.search_model_versions(f"name = '{name}'", max_results=1000)
+        return sorted((_version(version, aliases) for version in found), key=lambda version: version.number)
+
+    def _version(self, name: str, number: int) -> Version:
+        return next(version for version in self._versions(name) if version.number == number)
+
+    def _what_there_is(self) -> str:
+        if self._is_absent():
+            return "nothing has been published there, `make demo` does so"
+        with self._asked():
+            names = sorted(model.name for model in self._client.search_registered_models(max_results=100))
+        return f"there are {', '.join(names)}" if names else "nothing has been published there, `make demo` does so"
+
+    def _is_absent(self) -> bool:
+        """Whether it is a local database that nobody has made; asking would make it."""
+        return self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).exists()
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        """Turns a registry that does not answer, or has lost a file, into a sentence."""
+        try:
+            yield
+        except (self._mlflow.MlflowException, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"MLflow's registry at {self.uri} does not answer as expected ({reason}); start it, or correct "
+                "MLFLOW_TRACKING_URI"
+            ) from error
+
+
+def _version(found: Any, aliases: Mapping[str, str]) -> Version:
+    number = int(found.version)
+    return Version(
+        name=found.name,
+        number=number,
+        run_id=found.run_id or found.tags.get(RUN),
+        tags=dict(found.tags),
+        aliases=tuple(sorted(alias for alias, of in aliases.items() if int(of) == number)),
+    )
