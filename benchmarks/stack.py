@@ -1,8 +1,9 @@
 """How long a team waits: writes results/stack.json, in some twelve minutes of two cores.
 
-Three times, on clones of this commit: from nothing to a finished pipeline of params.yaml, by the commands of
+Four times, on clones of this commit: from nothing to a finished pipeline of params.yaml, by the commands of
 docs/operations.md; the same deployment again where all is up to date, the worker killed before, so that its start
-counts; and a clone with an empty cache that restores everything from the S3 store.
+counts; and clones with empty caches that restore everything from the S3 store: by DVC alone one that has the run's
+dvc.lock committed, and by the flow one that has that of this commit, made by an earlier run.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from tests.test_stack import ports
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "results" / "stack.json"
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+AUTHOR = ("-c", "user.name=nfm", "-c", "user.email=nfm@localhost")
 REMOTE = [["add", "--local", "--default", "stack", "s3://nfm/dvc"], ["modify", "--local", "stack", "endpointurl"]]
 
 
@@ -40,7 +42,7 @@ def main() -> None:
     project = base / "project"
     try:
         run(base, "git", "clone", "--quiet", str(ROOT), str(project))
-        result = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2), **measure(project, base / "other")}
+        result = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2), **measure(project)}
     finally:
         run(project, sys.executable, "-m", "infra.stack", "down")
         shutil.rmtree(base, ignore_errors=True)
@@ -48,9 +50,9 @@ def main() -> None:
     print(json.dumps(result, indent=2))
 
 
-def measure(project: Path, other: Path) -> dict[str, Any]:
-    """Returns seconds and what was done, for each of the three."""
-    start = time.monotonic()
+def measure(project: Path) -> dict[str, Any]:
+    """Returns seconds and what was done, for each of the four."""
+    base, start = project.parent, time.monotonic()
     text = "".join(f"{name}={value}\n" for name, value in {**new_secrets(), **ports()}.items())
     (project / ".env").write_text(text)
     (project / ".env").chmod(0o600)
@@ -70,17 +72,24 @@ def measure(project: Path, other: Path) -> dict[str, Any]:
     assert stack.supervisor.conditions()["worker"].pid != worker
 
     run(project, sys.executable, "-m", "dvc", "push", "--run-cache", "--quiet", environment=environment)
-    run(project.parent, "git", "clone", "--quiet", str(ROOT), str(other))
+    by_flow = restored(ROOT, base / "by-flow", environment, "flows.pipeline")
+    run(project, "git", *AUTHOR, "commit", "--quiet", "--message", "run", "dvc.lock", "results")
+    by_dvc = restored(project, base / "by-dvc", environment, "dvc", "repro", "--pull")
+    return {"cold_start": cold, "cached_run": again, "cold_clone": by_dvc, "cold_clone_by_the_flow": by_flow}
+
+
+def restored(source: Path, clone: Path, environment: Mapping[str, str], *command: str) -> dict[str, Any]:
+    """Clones and gives a command; returns the seconds of the command, and which stages ran."""
+    run(clone.parent, "git", "clone", "--quiet", str(source), str(clone))
     for arguments in REMOTE:
         more = [environment["AWS_ENDPOINT_URL_S3"]] if arguments[-1] == "endpointurl" else []
-        run(other, sys.executable, "-m", "dvc", "remote", *arguments, *more, environment=environment)
+        run(clone, sys.executable, "-m", "dvc", "remote", *arguments, *more, environment=environment)
     start = time.monotonic()
-    said = run(other, sys.executable, "-m", "dvc", "repro", "--pull", environment=environment)
-    restored = {
+    said = run(clone, sys.executable, "-m", *command, environment=environment)
+    return {
         "seconds": round(time.monotonic() - start, 1),
         "stages_run": sorted(set(re.findall(r"Running stage '([^']+)'", said))),  # report's outputs are git's
     }
-    return {"cold_start": cold, "cached_run": again, "cold_clone": restored}
 
 
 def deployed(project: Path, environment: Mapping[str, str], start: float) -> dict[str, Any]:

@@ -238,11 +238,19 @@ class Checkout:
     def names_of(self, name: str, md5s: Sequence[str]) -> list[str]:
         """Returns the files of a stage's outputs that have these MD5s by dvc.lock; the MD5 where there is none."""
         with self._dvc() as repo:
-            outs = _stages(repo)[name].outs
-            known = {md5: path for out in outs for path, _, md5 in copies(out)}
-            known |= {out.hash_info.value: Path(out.fs_path) for out in outs if out.hash_info}
+            known = _named(repo, name)
         root = self._repo.root_dir
         return [str(known[md5].relative_to(root)) if md5 in known else f"the file with the MD5 {md5}" for md5 in md5s]
+
+    def disown(self, name: str, md5s: Sequence[str]) -> bool:
+        """Removes a stage from dvc.lock if one of its outputs there has one of these MD5s; returns whether it did."""
+        from dvc.dvcfile import Lockfile
+
+        with self._dvc() as repo:
+            if _named(repo, name).keys().isdisjoint(md5s):
+                return False
+            Lockfile(repo, repo.fs.join(repo.root_dir, "dvc.lock")).remove_stage(_stages(repo)[name])
+        return True
 
     def doubt(self, name: str) -> None:
         """Has the next push send every file of a stage's outputs that the remote lacks.
@@ -338,6 +346,13 @@ def _in_order(names: set[str], upstream: dict[str, set[str]]) -> list[str]:
         return list(TopologicalSorter({n: upstream[n] for n in sorted(names)}).static_order())
     except CycleError as error:
         raise InputError(f"dvc.yaml has a cycle: {' > '.join(error.args[1])}") from error
+
+
+def _named(repo: Any, name: str) -> dict[str, Path]:
+    """Returns the files and folders of a stage's outputs by the MD5 that dvc.lock has of them."""
+    outs = _stages(repo)[name].outs
+    files = {md5: path for out in outs for path, _, md5 in copies(out)}
+    return files | {out.hash_info.value: Path(out.fs_path) for out in outs if out.hash_info}
 
 
 def _closure(names: set[str], upstream: dict[str, set[str]]) -> set[str]:

@@ -163,9 +163,28 @@ def _run_elsewhere(name: str, context: Context, elsewhere: Elsewhere, urgency: i
 def _restore(name: str, context: Context, urgency: int) -> State[None] | None:
     """Lets DVC pull or restore a stage's outputs, without executing anything.
 
+    dvc.lock may name outputs that are nowhere any more, as one from git where other runs have filled the remote; then
+    what the run-cache has of another run with these inputs will do.
+
     Returns:
         Completed or Failed; None where neither the cache nor the remote has the outputs.
     """
+    state, lacking = _restored(name, context, urgency)
+    if not lacking:
+        return state
+    files = context.checkout.names_of(name, lacking)
+    if context.checkout.disown(name, lacking):
+        state, lacking = _restored(name, context, urgency)
+    if lacking:
+        get_run_logger().warning(
+            f"{name}: neither the cache here nor the DVC remote has {files[0]}{_more(files)}; made anew"
+        )
+        context.doubted.add(name)
+    return state
+
+
+def _restored(name: str, context: Context, urgency: int) -> tuple[State[None] | None, list[str]]:
+    """Tries once; returns also the MD5s of the files that are missing, where that is all that is wrong."""
     nothing = shutil.which("false")  # DVC hands a stage's command to $SHELL
     assert nothing is not None
     command = _repro(name, pull=context.checkout.has_remote)
@@ -174,24 +193,24 @@ def _restore(name: str, context: Context, urgency: int) -> State[None] | None:
         if status == 0 and not context.processes.stopped and _comes_damaged(name, context, lines):
             status, lines = _dvc(context, command, name, quiet=True, SHELL=nothing)
     if status == 0 and not context.processes.stopped and (damaged := context.checkout.damaged(name)):
-        if not (spoilt := context.checkout.spoilt(name)):
-            return _damaged(name, damaged)
-        get_run_logger().warning(f"{name}: {spoilt[0]}{_more(spoilt)} was damaged in the DVC remote too; removed there")
-        context.doubted.add(name)
-        return None
+        return _spoilt(name, context, damaged), []
     if context.processes.stopped or status == 0:
-        return _ended(name, context, status, lines)
+        return _ended(name, context, status, lines), []
     if kind := words.unreachable(lines):
-        return Failed(name=kind, message=f"{name}: {words.short(words.errors(lines))}")
-    lacking = context.checkout.names_of(name, words.lacking(lines))
+        return Failed(name=kind, message=f"{name}: {words.short(words.errors(lines))}"), []
+    lacking = words.lacking(lines)
     if words.withheld(lines) or (f"Running stage '{name}':" not in lines and not lacking):
         clock = _clock(context, lines)
-        return Failed(message=f"{name}: {clock}") if clock else words.failure(name, status, lines)
-    if lacking:
-        get_run_logger().warning(
-            f"{name}: neither the cache here nor the DVC remote has {lacking[0]}{_more(lacking)}; made anew"
-        )
-        context.doubted.add(name)
+        return Failed(message=f"{name}: {clock}") if clock else words.failure(name, status, lines), []
+    return None, lacking
+
+
+def _spoilt(name: str, context: Context, damaged: Sequence[str]) -> State[None] | None:
+    """Removes copies from the remote that were fetched twice and came damaged; None for the stage to be run."""
+    if not (spoilt := context.checkout.spoilt(name)):
+        return _damaged(name, damaged)
+    get_run_logger().warning(f"{name}: {spoilt[0]}{_more(spoilt)} was damaged in the DVC remote too; removed there")
+    context.doubted.add(name)
     return None
 
 
