@@ -182,6 +182,43 @@ def plan(
     )
 
 
+ModelName = Annotated[
+    str,
+    typer.Option(help="models:/NAME@ALIAS or models:/NAME/NUMBER in MLflow's registry, or a student's file of DVC's."),
+]
+
+
+@app.command()
+def sample(
+    model: ModelName,
+    out: Annotated[Path, typer.Option(help="The PNG file to write; a text chunk in it says what it shows.")],
+    label: Annotated[
+        int | None, typer.Option(help="The class; leave out for images of no class in particular.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Number of images; their seeds count up.")] = 64,
+    nfe: Annotated[int, typer.Option(help="Evaluations of the network for an image.")] = 2,
+    solver: Annotated[str, typer.Option(help="euler, heun or midpoint.")] = "euler",
+    guidance: Annotated[float, typer.Option(help="Weight of classifier-free guidance; 1 is none.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the first image's noise.")] = 0,
+) -> None:
+    """Draw images by a student, a published one or a file, into a grid."""
+    from nfm.serving.command import sample as command
+    from nfm.serving.requests import Request
+
+    typer.echo(command(model, Request(seed, nfe, solver, guidance, label), count, out, Path.cwd()))
+
+
+@app.command()
+def export(
+    model: ModelName,
+    out: Annotated[Path, typer.Option(help="The file to write, such as student.pt2.")],
+) -> None:
+    """Write a student's velocity network as a program that runs without nfm (torch.export)."""
+    from nfm.serving.export import export as command
+
+    typer.echo(command(model, out, Path.cwd()))
+
+
 def main() -> None:
     """Runs the command line; bad input is one sentence on stderr and exit status 2."""
     try:

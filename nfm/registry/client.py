@@ -15,6 +15,10 @@ from nfm.registry.logged import DIGEST, WEIGHTS, find_logged, log_student
 from nfm.tracking import connect, tracking_uri
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+ABOUT = (
+    "Students that make images, by `python -m nfm sample` or `mlflow models serve`. The alias champion is on the "
+    "version in use. In: columns label (optional), seed, nfe, solver, guidance. Out: a PNG in base64."
+)
 ABSENT = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code
 RUN = "run_id"  # tag of a version: the run that made the student, also where another store holds it
 
@@ -155,6 +159,12 @@ class Registry:
             for key, value in tags.items():
                 self._client.set_model_version_tag(version.name, str(version.number), key, str(value))
 
+    def run_tags(self, run_id: str | None) -> dict[str, str]:
+        """Returns the tags of a run, none where this store does not hold it."""
+        with self._asked():
+            known = self._known(run_id)
+            return dict(self._client.get_run(known).data.tags) if known else {}
+
     def weights(self, version: Version) -> Path:
         """Returns a local path of a version's student, fetched once and held against its SHA-256.
 
@@ -183,7 +193,7 @@ class Registry:
         except self._mlflow.MlflowException as error:
             if error.error_code != ABSENT:
                 raise
-            self._client.create_registered_model(name)
+            self._client.create_registered_model(name, description=ABOUT)
 
     def _create(self, student: Path, name: str, run_id: str | None, tags: dict[str, str], description: str) -> Version:
         """Makes a version of the model that the run has logged; logs it first where it has not."""
