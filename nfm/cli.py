@@ -219,6 +219,39 @@ def export(
     typer.echo(command(model, out, Path.cwd()))
 
 
+@app.command()
+def promote(
+    version: Annotated[str | None, typer.Argument(help="Its number or alias; leave out for the challenger.")] = None,
+    model: Annotated[str | None, typer.Option(help="Leave out for that of the data of params.yaml.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make it champion unjudged.")] = False,
+    reason: Annotated[str | None, typer.Option(help="Why, with --force; it is recorded.")] = None,
+) -> None:
+    """Judge a published version against the champion, and make it champion if it is better; exit status 1 if not."""
+    from nfm.promotion.command import promote_command
+    from nfm.registry.client import model_name
+
+    params = load_params(Path("params.yaml"))
+    name = model or model_name(params.data.kind)
+    entry = promote_command(Path.cwd(), params, name, version, force, reason)
+    typer.echo(f"{entry.model}: {entry.action}: {entry.reason}")
+    if entry.action == "refused":
+        sys.exit(1)
+
+
+@app.command()
+def rollback(
+    model: Annotated[str | None, typer.Option(help="Leave out for that of the data of params.yaml.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Why; it is recorded.")] = None,
+) -> None:
+    """Make the previous champion champion again."""
+    from nfm.promotion.command import rollback_command
+    from nfm.registry.client import model_name
+
+    name = model or model_name(load_params(Path("params.yaml")).data.kind)
+    entry = rollback_command(Path.cwd(), name, reason)
+    typer.echo(f"{entry.model}: version {entry.version} is champion again, after version {entry.champion}")
+
+
 def main() -> None:
     """Runs the command line; bad input is one sentence on stderr and exit status 2."""
     try:

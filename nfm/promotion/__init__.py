@@ -1,0 +1,1 @@
+"""Whether a retrained student becomes champion: watched data, drift, judging, guards, records."""
