@@ -27,6 +27,7 @@ from flows.fan_out import FanOut
 from flows.identity import check_deployed, identity_of
 from flows.parameters import Overrides, Recipe, Stages
 from flows.process import Processes
+from flows.release import release
 from flows.slots import Slots
 from flows.stage import Context, run_stage
 from flows.workspace import params_of, place_of, workspace
@@ -84,6 +85,7 @@ def pipeline(
             elsewhere=elsewhere,
             fan_out=FanOut.of(params),
             push=push,
+            publishes=not overrides,  # what is tried out is no release
         )
     except InputError as error:
         return Failed(name=REFUSED, message=str(error))
@@ -113,6 +115,7 @@ def run_graph(
     fan_out: FanOut | None = None,
     asked: bool = False,
     push: bool = False,
+    publishes: bool = False,
 ) -> State[None]:
     """Runs the graph of a DVC project inside the current flow run.
 
@@ -125,6 +128,7 @@ def run_graph(
         fan_out: How the work of a stage is shared out that can be; None for not at all.
         asked: Whether another machine asks for the stages, see `Context`.
         push: Whether to push the outputs of all stages.
+        publishes: Whether to publish the student that stands for the run, see `flows.release`.
 
     Returns:
         Completed or Failed, with a summary.
@@ -161,6 +165,8 @@ def run_graph(
         raise
     if states.get("report") and states["report"].name not in ("Cached", None):
         publish(folder)
+    if publishes:
+        release(folder, home or folder, states)
     sweep()
     state = _summary(states)
     _close(history, "FINISHED" if state.is_completed() else "FAILED")
