@@ -58,27 +58,50 @@ def refuse_another(asker: Identity, checkout: Checkout) -> None:
         )
 
 
-def check_deployed(root: Path) -> None:
+def check_deployed(root: Path, code: bool = True) -> None:
     """Holds the folder and the packages that a deployment's run finds against what was deployed and locked.
 
-    A folder is of its user's, so another commit than the deployed one is no error, and noted in the log; but nobody
-    sees what packages a worker has. A run by hand is not checked.
+    A run by hand is not checked.
+
+    Arguments:
+        root: The folder.
+        code: Whether its code has to be that of the commit that was deployed.
 
     Raises:
-        InputError: A package has another version than `requirements.lock` names.
+        InputError: A package has another version than `requirements.lock` names, or the code is another.
     """
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     if run is None or run.deployment_id is None:
         return
-    deployed, here = run.deployment_version, commit_of(root).removesuffix("-dirty")
-    if deployed and here not in ("none", deployed):
-        get_run_logger().warning(
-            f"{root} is at commit {here[:12]}, and the deployment was made at {deployed[:12]}: the folder's code runs; "
-            "`prefect deploy --all` brings both to one"
-        )
     if (root / LOCK).is_file():
         refuse_other_packages(root)
+    here = commit_of(root).removesuffix("-dirty")
+    if code and run.deployment_version and here not in ("none", run.deployment_version):
+        _refuse_other_code(root, here, run.deployment_version)
+
+
+def _refuse_other_code(root: Path, here: str, deployed: str) -> None:
+    """Refuses a commit whose code is not that of the one deployed; params, dvc.lock, results and notes may differ.
+
+    Raises:
+        InputError: It does, or the folder does not know the deployed commit.
+    """
+    way = "`prefect deploy --all` there deploys what is in it, `git checkout` brings back what was deployed"
+    try:
+        read = ["dvc.yaml", LOCK, "flows", *Checkout(root).sources()]
+        changed = git(root, "diff", "--name-only", deployed, here, "--", *read).splitlines()
+    except InputError as error:
+        raise InputError(
+            f"{root} is at commit {here[:12]} and cannot be held against {deployed[:12]}, which was deployed; {way}"
+        ) from error
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise InputError(
+            f"{root} is at commit {here[:12]}, where {changed[0]}{more} is not as at {deployed[:12]}, which was "
+            f"deployed; {way}"
+        )
+    get_run_logger().info(f"{root} is at commit {here[:12]}, with the code of {deployed[:12]}, which was deployed")
 
 
 def refuse_other_packages(root: Path) -> None:

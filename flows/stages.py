@@ -36,7 +36,7 @@ def single_stages(
     """
     root = Path.cwd()
     try:
-        check_deployed(root)
+        check_deployed(root, code=asker is None)
         if asker is not None:
             refuse_another(asker, Checkout(root))
         params = params_of(root, recipe, overrides)

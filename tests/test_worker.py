@@ -32,7 +32,7 @@ def deployed_run(flow: Any, commit: str, **parameters: Any) -> Any:
 @pytest.mark.usefixtures("prefect_server")
 def test_a_worker_with_other_packages_refuses_in_one_sentence(project: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(project)
-    commit = shell(["git", "rev-parse", "HEAD"], project).strip()
+    commit = head(project)
     real = nfm.pins.version
     monkeypatch.setattr(nfm.pins, "version", lambda name: "0.0.1" if name == "torch" else real(name))
     for flow in (pipeline, single_stages):
@@ -44,15 +44,36 @@ def test_a_worker_with_other_packages_refuses_in_one_sentence(project: Path, mon
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_a_folder_at_another_commit_than_was_deployed_runs_and_is_noted(
-    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_folder_whose_code_is_not_what_was_deployed_is_refused_and_one_with_other_params_runs(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.chdir(project)
     monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("NFM_TRACKER", "none")
-    commit = shell(["git", "rev-parse", "HEAD"], project).strip()
-    assert deployed_run(single_stages, commit, stages=["prepare"]).is_completed()
-    assert "the deployment was made at" not in caplog.text
-    state = deployed_run(single_stages, "0" * 40, stages=["prepare"])
+    deployed = head(project)
+    assert deployed_run(single_stages, deployed, stages=["prepare"]).is_completed()
+    for flow in (pipeline, single_stages):
+        state = deployed_run(flow, "0" * 40, stages=["prepare"])
+        assert state.name == "Refused"
+        assert f"at commit {deployed[:12]} and cannot be held against 000000000000, which was deployed" in state.message
+
+    commit_line(project / "params.yaml")
+    state = deployed_run(single_stages, deployed, stages=["prepare"])
     assert state.is_completed(), state.message
-    assert f"is at commit {commit[:12]}, and the deployment was made at 000000000000" in caplog.text
+
+    commit_line(project / "stage.py")
+    state = deployed_run(single_stages, deployed, stages=["prepare"])
+    assert state.name == "Refused"
+    wanted = f"{project} is at commit {head(project)[:12]}, where stage.py is not as at {deployed[:12]}"
+    assert state.message.startswith(wanted)
+    assert deployed_run(single_stages, head(project), stages=["prepare"]).is_completed()
+
+
+def head(project: Path) -> str:
+    return shell(["git", "rev-parse", "HEAD"], project).strip()
+
+
+def commit_line(path: Path) -> None:
+    with path.open("a") as file:
+        file.write("# another line\n")
+    shell(["git", "commit", "--quiet", "--all", "--message", "change"], path.parent)
