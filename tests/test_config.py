@@ -56,6 +56,8 @@ WRONG = {
     "two evaluations": ({"promote.evaluations": 2}, "promote.evaluations is 2"),
     "every number of samples is nearer": ({"promote.guards.memorisation": 0.5}, "promote.guards.memorisation is 0.5"),
     "infra without a deployment": ({"infra.teacher": ""}, "infra.teacher is ''"),
+    "a price below nothing": ({"cost.cpu_hour": -1.0}, "cost.cpu_hour is -1.0"),
+    "a price in words": ({"cost.gpu_hour": {"H100": "cheap"}}, "cost.gpu_hour.H100 is 'cheap'"),
     "infra as a word": ({"infra": "gpu-pool"}, "infra is 'gpu-pool', expected a section"),
 }
 
@@ -99,7 +101,7 @@ def test_a_section_has_no_defaults_that_dvc_would_not_see():
 
     for section in Params.__subclasses__() or [Params]:
         fields(section)
-    for path in ("features", "teacher", "student", "evaluate", "promote", "run"):
+    for path in ("features", "teacher", "student", "evaluate", "promote", "cost", "run"):
         fields(Params.model_fields[path].annotation, f"{path}.")
 
 

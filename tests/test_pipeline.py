@@ -166,6 +166,7 @@ def test_afterwards_the_flow_finds_all_cached_and_dvc_has_nothing_to_do(project)
         ({"data.seed": 1}, {"prepare"}),
         ({"run.log_every": 1, "run.checkpoint_every": 1, "run.sample_batch": 7}, set()),
         ({"promote.alpha": 0.01, "promote.guards.card": False}, set()),
+        ({"cost.cpu_hour": 1.0}, set()),
         ({"infra.teacher": "gpu-pool", "infra.student": "cpu-pool"}, set()),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,

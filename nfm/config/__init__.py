@@ -3,6 +3,7 @@
 A section has no defaults: what a stage depends on stands in params.yaml, where DVC sees it change.
 """
 
+from nfm.config.cost import Cost
 from nfm.config.coupling import (
     CouplingSection,
     Gate,
@@ -24,6 +25,7 @@ __all__ = [
     "HIDDEN",
     "INCEPTION",
     "Cifar10Data",
+    "Cost",
     "CouplingSection",
     "DataSection",
     "DigitsData",

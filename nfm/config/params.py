@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
+from nfm.config.cost import Cost
 from nfm.config.coupling import FROM_DATA, CouplingSection
 from nfm.config.data import DataSection
 from nfm.config.evaluate import Evaluate
@@ -41,6 +42,7 @@ class Params(Section):
     student: Student
     evaluate: Evaluate
     promote: Promote  # when a retrained student becomes champion; changes no result and reruns nothing
+    cost: Cost  # of machine time; changes no result and reruns nothing
     run: Run
     infra: dict[str, Deployment]  # where stages run that do not run here; changes no result and reruns nothing
 

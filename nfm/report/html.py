@@ -9,6 +9,7 @@ from typing import Any
 
 from nfm.artifacts import atomic_path
 from nfm.figures import Figure, label
+from nfm.report.cost import cost_by_student
 from nfm.report.headline import full_metric, metric, sentences
 from nfm.report.pictures import Samples, data_uri, picture, strips
 from nfm.report.tables import Values, by_nfe, cost_by_coupling, cost_by_stage, duration, facts
@@ -193,7 +194,9 @@ def _cost(summary: Mapping[str, Any]) -> str:
     seconds = summary.get("seconds")
     if not seconds:
         return ""
-    tables = cost_by_stage(seconds) + cost_by_coupling(seconds, list(summary["fd"]))
+    students = summary.get("cost", {}).get("student")
+    by_student = cost_by_student(summary) if students else cost_by_coupling(seconds, list(summary["fd"]))
+    tables = cost_by_stage(seconds) + by_student
     return _section("What it cost", f'<div class="pair">{tables}</div>')
 
 

@@ -97,7 +97,7 @@ def cost_by_stage(seconds: Mapping[str, float]) -> str:
 
 def cost_by_coupling(seconds: Mapping[str, float], couplings: Sequence[str]) -> str:
     """Returns what one student costs with its coupling, mean of seeds; "" where the stages do not tell."""
-    body, cost = "", _training(seconds, couplings)
+    body, cost = "", training_seconds(seconds, couplings)
     if not cost:
         return ""
     for name, shade in shades(couplings).items():
@@ -122,7 +122,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _training(seconds: Mapping[str, float], couplings: Sequence[str]) -> dict[str, tuple[float, float]]:
+def training_seconds(seconds: Mapping[str, float], couplings: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Returns seconds before a student and for it, mean of seeds, by coupling; {} where stages do not tell."""
     shares = {}
     for name in couplings:
         students = [v for k, v in seconds.items() if k.rpartition("-")[0] == f"student@{name}"]

@@ -48,9 +48,13 @@ def evaluate_student(root: Path, params: Params, coupling: str, seed: int) -> No
         metrics: dict[str, Any] = {"yardstick": measure.yardstick}
         kept: dict[str, Tensor] = {}
         for solver, nfe in [("euler", 1)] if student.one_step else _settings(section):
-            tally = measure.tally(draws.shown(SHOWN))
+            tally, seconds = measure.tally(draws.shown(SHOWN)), 0.0
             for noise, label in draws.parts(params.run.sample_batch):
-                tally.add(measure.pixels(_samples(model, noise, label, (solver, nfe), params)), label)
+                start = time.perf_counter()
+                images = measure.pixels(_samples(model, noise, label, (solver, nfe), params))
+                seconds += time.perf_counter() - start
+                tally.add(images, label)
+            metrics.setdefault("seconds_per_image", {})[f"{solver}-{nfe}"] = seconds / draws.count
             figures = tally.figures()
             for name, value in figures.items():
                 metrics.setdefault(measure.names.get(name, name), {})[f"{solver}-{nfe}"] = value

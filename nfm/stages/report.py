@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nfm.artifacts import atomic_path, load_tensors, read_json, write_json
 from nfm.config import Params
+from nfm.cost import Rates, enough, of_stages, of_students, pays_after
 from nfm.metrics.yardstick import MEASURES, Yardstick, shared_yardstick
 from nfm.report.assemble import write_report
 from nfm.report.csv import write_csvs
@@ -31,7 +32,8 @@ def report(root: Path, params: Params) -> None:
         write_csvs(summary, root / "results")
         samples, projected = load_samples(root, params)
         write_report(summary, root / "report", samples=samples, projected=projected, moments=load_moments(root, params))
-        run.tracker.artifact(root / "results" / "summary.json", "summary.json")
+        for name in ("summary.json", "fd.csv", "seconds.csv"):
+            run.tracker.artifact(root / "results" / name, name)
         run.tracker.artifact(root / "report" / "index.html", "report.html")
         run.tracker.image(root / "report" / "fd.png", "fd.png")
         text = headline(summary)
@@ -47,8 +49,9 @@ def summarise(root: Path, params: Params) -> dict[str, Any]:
         By name: "metric", the distance's full name, and "names", those of all measures; "fd" (to the test images,
         "fd_train" to the training images), "kid" and the like as {coupling: {nfe: [a value per seed]}}, "curvature" as
         {coupling: [..]}, "teacher" and "coupling" as means over seeds (the gate has a verdict each), None without a
-        teacher, "seconds" as {stage: seconds}. At an NFE that both solvers measure the figure is Euler's; Heun's at 5
-        is in "fd_heun_5".
+        teacher, "seconds" as {stage: seconds}, "cost" as `_cost` has it, "mean" over seeds of the distance and of the
+        curvature (`dvc metrics diff` shows single numbers and no lists). At an NFE that both solvers measure the figure
+        is Euler's; Heun's at 5 is in "fd_heun_5".
     """
     measured = {
         name: [read_json(root / "metrics" / "evaluate" / f"{name}-{seed}.json") for seed in params.seeds]
@@ -73,7 +76,8 @@ def summarise(root: Path, params: Params) -> dict[str, Any]:
         "curvature": {name: [run["curvature"] for run in measured[name]] for name in walking},
         "teacher": _teacher(root, params, fd),
         "coupling": _coupling(root, params),
-        "seconds": _seconds(root, params),
+        "seconds": {name: record.get("seconds", 0.0) for name, record in _records(root, params).items()},
+        "yardstick": dict(yardstick),
         "settings": params.evaluate.model_dump(include={"grid", "guidance", "curvature_steps"}),
         "floor": reference["floor"],
         "test_accuracy": features["accuracy"],
@@ -82,6 +86,11 @@ def summarise(root: Path, params: Params) -> dict[str, Any]:
         summary[key] = {name: _by_nfe(runs, metric) for name, runs in measured.items()}
     if 5 in params.evaluate.heun:
         summary["fd_heun_5"] = {name: [run[fd]["heun-5"] for run in measured[name]] for name in walking}
+    summary["mean"] = {
+        "fd": {name: {n: fmean(v) for n, v in by_nfe.items()} for name, by_nfe in summary["fd"].items()},
+        "curvature": {name: fmean(values) for name, values in summary["curvature"].items()},
+    }
+    summary["cost"] = _cost(root, params, summary, measured)
     return summary
 
 
@@ -169,8 +178,8 @@ def _coupling(root: Path, params: Params) -> dict[str, Any] | None:
     return figures
 
 
-def _seconds(root: Path, params: Params) -> dict[str, float]:
-    """Returns the seconds of each stage behind the summary, by its name in dvc.yaml."""
+def _records(root: Path, params: Params) -> dict[str, dict[str, Any]]:
+    """Returns what each stage behind the summary has left, by its name in dvc.yaml."""
     items = [f"{name}-{seed}" for name in params.couplings for seed in params.seeds]
     names = ["prepare", "features", "reference"]
     if TEACHER in params.couplings:
@@ -181,4 +190,32 @@ def _seconds(root: Path, params: Params) -> dict[str, float]:
             stage = "couple-one-step" if name in params.one_step else "couple"
             names += [f"{stage}@{name}-{seed}" for seed in params.seeds]
     names += [f"{stage}@{item}" for stage in ("student", "evaluate") for item in items]
-    return {name: record_of(root, name).get("seconds", 0.0) for name in names}
+    return {name: record_of(root, name) for name in names}
+
+
+def _cost(
+    root: Path, params: Params, summary: Mapping[str, Any], measured: Mapping[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Returns cost by stage, and by student with its share of teacher and coupling and what it saves in sampling.
+
+    Returns:
+        "stages", a list, and "student" as `of_stages` and `of_students` have them. Of a student also
+        "seconds_per_image" by NFE and, where the teacher was measured, "pays_after": the samples after which it has
+        paid for its teacher, at "pays_after_nfe": the fewest NFE at which it is as good as the teacher's denoised
+        samples, else its best.
+    """
+    rates = Rates(**params.cost.model_dump())
+    stages = of_stages(_records(root, params), rates)
+    kinds = {name: params.coupling[name].kind for name in params.couplings}
+    students = of_students(stages, kinds, params.seeds, rates)
+    for name, cost in students.items():
+        runs = [run for run in measured[name] if "seconds_per_image" in run]
+        cost["seconds_per_image"] = {n: fmean(v) for n, v in _by_nfe(runs, "seconds_per_image").items()} if runs else {}
+        teacher, taught = summary["teacher"], kinds[name] in ("teacher", "inverse-regression")
+        if teacher and taught and runs:
+            nfe = enough(summary["fd"][name], teacher["fd_denoised"])
+            cost["pays_after_nfe"] = int(nfe)
+            cost["pays_after"] = pays_after(
+                cost["before_seconds"], teacher["seconds_per_image"], cost["seconds_per_image"][nfe]
+            )
+    return {"stages": [{"stage": stage, **cost} for stage, cost in stages.items()], "student": students}

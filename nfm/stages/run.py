@@ -17,6 +17,7 @@ from pydantic import BaseModel
 import nfm
 from nfm.artifacts import digest, sha256, write_json
 from nfm.config import Params
+from nfm.energy import Meter, gpus_here
 from nfm.stages.settled import discard_settled, is_dvcs
 from nfm.tracker import Tracker, record_path
 from nfm.tracking import open_tracker
@@ -97,6 +98,7 @@ def stage_run(
         tags: More tags for the tracker.
     """
     start = time.monotonic()
+    meter = Meter(gpus_here())
     key = stage_key(address, root, sections=sections, inputs=inputs, judges=judges)
     state = open_processes()
     device = stage_device(state)
@@ -111,7 +113,7 @@ def stage_run(
         if run.main:
             seconds = time.monotonic() - start
             tracker.metrics({"seconds": seconds}, 0)
-            write_json(record_path(root, address), _record(run, seconds))
+            write_json(record_path(root, address), _record(run, seconds, meter))
             if not is_dvcs():
                 discard(run.checkpoint)
 
@@ -125,10 +127,16 @@ def stage_device(state: PartialState) -> torch.device:
     return device
 
 
-def _record(run: StageRun, seconds: float) -> dict[str, Any]:
+def _record(run: StageRun, seconds: float, meter: Meter) -> dict[str, Any]:
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cuda = run.device.type == "cuda"
+    measured: dict[str, Any] = {"joules": joules} if (joules := meter.read()) else {}
+    if cuda:
+        measured["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(run.device) / 2**20)
+    else:
+        measured["threads"] = torch.get_num_threads()
     return {
+        **measured,
         "stage": run.address,
         "key": run.key,
         "run_id": run.tracker.run_id,
