@@ -25,6 +25,7 @@ from flows.checkout import Checkout, Plan
 from flows.elsewhere import Elsewhere
 from flows.fan_out import FanOut
 from flows.identity import check_deployed, identity_of
+from flows.neighbours import show_history, tags_of
 from flows.parameters import Overrides, Recipe, Stages
 from flows.process import Processes
 from flows.release import release
@@ -216,15 +217,14 @@ def _summary(states: dict[str, State[Any]]) -> State[None]:
 
 def _history(home: Path, folder: Path, recipe: str) -> NoParent:
     run = getattr(get_run_context(), "flow_run", None)
-    tags = {"recipe": recipe, "workspace": folder.name}
-    if run is not None:
-        tags["prefect.flow_run_id"] = str(run.id)
+    tags = {"recipe": recipe, "workspace": folder.name, **tags_of(run, folder)}
     return open_parent(home, run.name if run is not None else "flow", tags)
 
 
 def _close(history: NoParent, status: str) -> None:
     try:
         history.close(status)
+        show_history(history)
     except InputError as error:
         get_run_logger().warning(str(error))
 

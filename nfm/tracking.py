@@ -1,6 +1,7 @@
 """The history of executed stages, in MLflow if installed. The only file that imports mlflow."""
 
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -15,10 +16,14 @@ from typing import Any, Self
 
 from nfm.errors import InputError
 from nfm.finished_run import FinishedRun, write_finished_run
-from nfm.tracker import JsonLines, NullTracker, Tracker, flatten, status_of
+from nfm.lineage import read_by, settings_of
+from nfm.notes import EXPERIMENT_NOTE, FLOW_NOTE, note_of
+from nfm.tracker import JsonLines, NullTracker, Tracker, flatten, record_of, status_of
 
 EXPERIMENT = "nfm"
 PARENT = "NFM_PARENT_RUN"  # run id of the flow run, from the flow to its stages
+YARDSTICK = "yardstick"  # tag of an evaluation: what its figures were measured with, as JSON
+NOTE = "mlflow.note.content"  # tag that the UI shows as the description
 KINDS = ("none", "jsonl", "mlflow")
 FLUSH = 1000  # buffered metrics, MLflow's own limit for a batch
 FLUSH_SECONDS = 5.0
@@ -38,9 +43,10 @@ class MLflowTracker(NullTracker):
 
     def __init__(self, uri: str, root: Path, address: str) -> None:
         self._mlflow, self._client = connect(uri)
-        self._uri, self._root = uri, root
+        self._uri, self._root, self._address = uri, root, address
+        self._stage, _, self._item = address.partition("@")
         self._origin = dict[str, str]()
-        tags = {"mlflow.runName": address, "mlflow.source.name": f"nfm {address}"}
+        tags = {"mlflow.runName": address, "mlflow.source.name": f"nfm {address}", NOTE: note_of(address)}
         if parent := os.environ.get(PARENT):
             tags["mlflow.parentRunId"] = parent
         with _answering(uri):
@@ -62,11 +68,17 @@ class MLflowTracker(NullTracker):
 
         self._origin |= {key: str(value) for key, value in mapping.items()}
         self._send(tags=[RunTag(key, str(value)) for key, value in mapping.items()])
+        if self._stage == "evaluate" and "coupling" in mapping:
+            told = {key: mapping[key] for key in ("coupling", "seed") if key in mapping}
+            self.params(told | settings_of(str(mapping["coupling"]), self._root))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric
 
         now = _now()
+        if self._stage == "evaluate" and "fd" in values:
+            # Axes of parallel coordinates have no steps.
+            values = {**values, f"at_nfe/fd_{step:02}": values["fd"]}
         self._buffer += [Metric(key, float(value), now, step) for key, value in values.items()]
         if len(self._buffer) >= FLUSH or time.monotonic() - self._sent > FLUSH_SECONDS:
             self._flush()
@@ -92,14 +104,58 @@ class MLflowTracker(NullTracker):
 
     def __enter__(self) -> Self:
         self._mlflow.start_run(run_id=self.run_id, log_system_metrics=True)
+        self._inputs()
+        if (self._root / "params.yaml").is_file():
+            self.artifact(self._root / "params.yaml", "params.yaml")
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        if error is None and self._stage.startswith("evaluate"):
+            self._measured()
         self._flush()
         with self._outage():
             self._mlflow.end_run(status_of(error))
         if self._buffer:
             print(f"nfm: {len(self._buffer)} metrics never reached MLflow", file=sys.stderr)
+
+    def _inputs(self) -> None:
+        """Names what the stage reads as inputs of the run, by DVC's hash: data, a coupling, a student."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
+
+        datasets = [
+            DatasetInput(
+                Dataset(one.name, one.digest, "dvc", json.dumps(one.source), profile=json.dumps(one.profile)),
+                [InputTag("mlflow.data.context", one.role)],
+            )
+            for one in read_by(self._address, self._root)
+        ]
+        with self._outage():
+            models = [LoggedModelInput(model) for model in self._students()]
+            if datasets or models:
+                self._client.log_inputs(self.run_id, datasets, models)
+
+    def _students(self) -> list[str]:
+        """Returns the logged model of the student that is evaluated, if this store holds it."""
+        made_by = record_of(self._root, f"student@{self._item}").get("run_id") if self._stage == "evaluate" else None
+        try:
+            outputs = self._client.get_run(made_by).outputs if made_by else None
+        except self._mlflow.MlflowException:
+            return []  # it came by DVC from where another store is
+        return [output.model_id for output in outputs.model_outputs] if outputs else []
+
+    def _measured(self) -> None:
+        """Keeps the metrics file of an evaluation, and what its figures were measured with."""
+        path = self._root / "metrics" / self._stage / f"{self._item}.json"
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return
+        yardstick = content.get("yardstick") or {}
+        nfes = sorted({int(setting.rpartition("-")[2]) for setting in content.get("accuracy", {})})
+        if self._stage == "evaluate":
+            self.params({"nfe": " ".join(map(str, nfes))})
+        self.tags({YARDSTICK: json.dumps(yardstick, sort_keys=True)})
+        self.artifact(path, "metrics.json")
 
     def _flush(self) -> None:
         self._sent = time.monotonic()
@@ -128,6 +184,11 @@ class NoParent:
 
     run_id: str | None = None
 
+    @property
+    def link(self) -> str | None:
+        """The run's address in MLflow's UI, where that is a server's."""
+        return None
+
     def environment(self) -> dict[str, str]:
         """Returns the variables that make a stage's run a child of this one."""
         return {}
@@ -147,9 +208,14 @@ class Parent(NoParent):
     """
 
     def __init__(self, uri: str, root: Path, name: str, tags: Mapping[str, str]) -> None:
-        self._uri, self._root, self._name, self._tags = uri, root, name, dict(tags)
+        self._uri, self._root, self._name, self._tags = uri, root, name, {NOTE: FLOW_NOTE, **tags}
         self._start = _now()
         self._lock = threading.Lock()
+
+    @property
+    def link(self) -> str | None:
+        served = self._uri.startswith(("http://", "https://"))
+        return f"{self._uri.rstrip('/')}/#/runs/{self.run_id}" if served and self.run_id else None
 
     def environment(self) -> dict[str, str]:
         with self._lock:
@@ -293,16 +359,19 @@ def _answering(uri: str):
 
 def _experiment(client: Any, uri: str, root: Path) -> str:
     """Returns the experiment's id, made at need; a local database has its artifacts beside it."""
-    if found := client.get_experiment_by_name(EXPERIMENT):
-        return found.experiment_id
-    local = uri.startswith("sqlite:")
-    location = (root.resolve() / "mlartifacts").as_uri() if local else None
-    try:
-        return client.create_experiment(EXPERIMENT, artifact_location=location)
-    except _mlflow().MlflowException:
-        if found := client.get_experiment_by_name(EXPERIMENT):  # another stage was faster
-            return found.experiment_id
-        raise
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        local = uri.startswith("sqlite:")
+        location = (root.resolve() / "mlartifacts").as_uri() if local else None
+        try:
+            return client.create_experiment(EXPERIMENT, location, tags={NOTE: EXPERIMENT_NOTE})
+        except _mlflow().MlflowException:
+            found = client.get_experiment_by_name(EXPERIMENT)  # another stage was faster
+            if found is None:
+                raise
+    if NOTE not in found.tags:
+        client.set_experiment_tag(found.experiment_id, NOTE, EXPERIMENT_NOTE)
+    return found.experiment_id
 
 
 def _now() -> int:
