@@ -74,6 +74,37 @@ def workspace(root: Path, params: Mapping[str, Any]) -> Path:
     return folder
 
 
+@contextmanager
+def worktree(root: Path, folder: Path, commit: str) -> Iterator[Path]:
+    """Makes a worktree of a commit over the checkout's DVC cache and remotes; removes it when the block raises.
+
+    Arguments:
+        root: The project's folder, the root of a git checkout.
+        folder: Where, below `FOLDER`; a worktree that is there is made anew.
+        commit: Its hash.
+
+    Raises:
+        InputError: The project is no git checkout.
+    """
+    folder.parent.mkdir(exist_ok=True)
+    with _locked(folder.parent / "lock"):
+        _remove(root, folder)
+        git(root, "worktree", "add", "--force", "--detach", str(folder), commit)
+    try:
+        _share_cache(root, folder)
+        yield folder
+    except BaseException:
+        with _locked(folder.parent / "lock"):
+            _remove(root, folder)
+        raise
+
+
+def _remove(root: Path, folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    git(root, "worktree", "prune")
+
+
 def place_of(root: Path, params: Mapping[str, Any]) -> Path:
     """Returns where the workspace of a set of params is, or would be."""
     content = json.dumps(params, sort_keys=True).encode()

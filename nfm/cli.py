@@ -252,6 +252,54 @@ def rollback(
     typer.echo(f"{entry.model}: version {entry.version} is champion again, after version {entry.champion}")
 
 
+@app.command()
+def compare(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN|EXPERIMENT|GIT REV|FILE]...",
+            help="MLflow runs by id or name, an experiment (its newest flow run), git revisions, summary files; by "
+            "default the folder's results and, where they differ, those of HEAD.",
+        ),
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="text, csv, markdown or html; by default as --output ends.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
+) -> None:
+    """Table of runs or revisions: FD by NFE, kappa, cost, and what exceeds the noise of seeds."""
+    from nfm.comparison.command import command
+
+    typer.echo(command(what or [], Path.cwd(), kind=format, output=output))
+
+
+@app.command()
+def trace(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="X",
+            help="A git commit, a stage or its hash, a Prefect or MLflow run's id, models:/NAME@ALIAS, or a file.",
+        ),
+    ],
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Print the chain commit, DVC hashes, Prefect flow run, MLflow run, model, and whether it can be restored."""
+    from nfm.tracing.command import trace as command
+
+    typer.echo(command(what, Path.cwd(), json=json))
+
+
+@app.command()
+def restore(
+    run: Annotated[str, typer.Argument(help="Id or name of an MLflow run, or id of a Prefect flow run.")],
+) -> None:
+    """Bring a run's params and artifacts back from DVC, to the bit, in a workspace of their own."""
+    from nfm.tracing.command import restore as command
+
+    sys.exit(command(run, Path.cwd()))
+
+
 def main() -> None:
     """Runs the command line; bad input is one sentence on stderr and exit status 2."""
     try:

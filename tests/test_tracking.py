@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import nfm.finished_run
 import nfm.tracking
 from nfm.artifacts import sha256
 from nfm.errors import InputError
 from nfm.finished_run import FinishedRun, write_finished_run
+from nfm.lineage import read_by
 from nfm.tracker import JsonLines, NullTracker, record_of
 from nfm.tracking import MLflowTracker, open_parent, open_tracker
+from tests.command import nfm as command
 from tests.servers import free_port, wait_for_answer
 from tests.students import save_random_student
 
@@ -171,6 +174,109 @@ def test_stages_are_children_of_the_flow_run_whatever_run_is_in_the_environment(
     assert run.data.tags["recipe"] == "digits"
 
 
+MANIFEST = {"dataset": "digits", "count": 7, "shape": [1, 8, 8], "classes": ["0", "1"]}
+PARAMS = {
+    "teacher": {"noise_std": 0.3},
+    "coupling": {"teacher": {"kind": "teacher", "draws": 4}, "independent": {"kind": "independent"}},
+}
+
+
+def evaluated(project: Path, coupling: str, seed: int, fd: dict[int, float]) -> str:
+    """Reports an evaluation as the stage does; returns its run's id."""
+    figures = {"yardstick": {"fd": "fd_digits_20", "samples": 20}, "accuracy": {f"euler-{nfe}": 1.0 for nfe in fd}}
+    path = project / "metrics" / "evaluate" / f"{coupling}-{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures))
+    with open_tracker(f"evaluate@{coupling}-{seed}", project) as tracker:
+        tracker.tags({"stage": "evaluate", "coupling": coupling, "seed": seed})
+        for nfe, value in fd.items():
+            tracker.metrics({"fd": value}, nfe)
+    return tracker.run_id or ""
+
+
+@pytest.fixture
+def laid_out(project: Path) -> Path:
+    """A project with params, data and what DVC has written of the data."""
+    (project / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    for split in ("train", "test"):
+        folder = project / "artifacts" / "data" / split
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps(MANIFEST))
+    outs = [{"path": "artifacts/data/test", "md5": "a" * 32 + ".dir"}]
+    (project / "dvc.lock").write_text(yaml.safe_dump({"stages": {"prepare": {"outs": outs}}}))
+    return project
+
+
+def test_an_evaluation_has_the_axes_the_inputs_and_the_words_that_its_readers_need(
+    laid_out: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DVC_STAGE", "evaluate@teacher-0")
+    client = client_of(laid_out)
+    run = client.get_run(evaluated(laid_out, "teacher", 0, {1: 3.5, 31: 1.5}))
+    told = {"coupling": "teacher", "seed": "0", "noise_std": "0.3", "draws": "4", "nfe": "1 31"}
+    assert run.data.params == told
+    assert run.data.metrics == {"fd": 1.5, "at_nfe/fd_01": 3.5, "at_nfe/fd_31": 1.5}
+    assert "coupling teacher, seed 0" in run.data.tags["mlflow.note.content"]
+    assert json.loads(run.data.tags["yardstick"])["samples"] == 20
+    (one,) = run.inputs.dataset_inputs
+    assert (one.dataset.name, one.dataset.digest) == ("digits-test", "a" * 32 + ".dir")
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["metrics.json", "params.yaml"]
+    experiment = client.get_experiment(run.info.experiment_id)
+    assert "the curves overlay" in experiment.tags["mlflow.note.content"]
+    plain = client.get_run(evaluated(laid_out, "independent", 0, {1: 7.0}))
+    assert (plain.data.params["noise_std"], plain.data.params["draws"]) == ("0.0", "online")
+
+
+def test_without_dvc_an_inputs_digest_is_that_of_what_lies_there(laid_out: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    (found,) = read_by("evaluate@teacher-0", laid_out)
+    assert found.digest == sha256(laid_out / "artifacts/data/test/manifest.json")[:36]
+    assert read_by("evaluate@teacher-0", laid_out / "nowhere") == []
+    assert [one.name for one in read_by("student@teacher-0", laid_out)] == ["digits-train"]
+    (laid_out / "artifacts/coupling/teacher-0").mkdir(parents=True)
+    (laid_out / "artifacts/coupling/teacher-0/coupling.json").write_text("{}")
+    assert [one.name for one in read_by("student@teacher-0", laid_out)] == ["digits-train", "coupling-teacher-0"]
+
+
+def test_evaluations_are_compared_by_id_or_name_on_one_yardstick(
+    laid_out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    ids = [evaluated(laid_out, "independent", 0, {1: 7.0, 5: 2.0}), evaluated(laid_out, "teacher", 0, {1: 3.5, 5: 1.5})]
+    monkeypatch.chdir(laid_out)
+    assert command(monkeypatch, "compare", ids[0], "evaluate@teacher-0", "--format", "csv") == 0
+    first, *_, last = capsys.readouterr().out.splitlines()[1:]
+    assert ",independent,fd_digits_20,1,1,7.0," in first
+    assert ",teacher,fd_digits_20,5,1,1.5," in last
+    client_of(laid_out).set_tag(ids[0], "yardstick", json.dumps({"fd": "fd_digits_20", "samples": 50}))
+    assert command(monkeypatch, "compare", *ids) == 2
+    assert "was measured with samples 20" in capsys.readouterr().err
+    client_of(laid_out).delete_tag(ids[0], "yardstick")
+    assert command(monkeypatch, "compare", *ids) == 2
+    assert "does not say what it was measured with" in capsys.readouterr().err
+
+
+def test_a_run_of_another_project_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    client = client_of(project)
+    other = client.create_run(client.create_experiment("theirs"), run_name="their-run").info.run_id
+    monkeypatch.chdir(project)
+    for words in (["compare", other], ["compare", "their-run"], ["trace", other]):
+        assert command(monkeypatch, *words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"run {other} (their-run)" in line
+        assert "was made by another project" in line
+    assert command(monkeypatch, "compare", "experiment:theirs") == 2
+    assert "holds no flow run that has come to its report" in capsys.readouterr().err
+
+
+def test_a_server_that_is_down_is_one_sentence_of_compare_and_trace(monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for word in ("compare", "trace"):
+        assert command(monkeypatch, word, "a" * 32) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("nfm: MLflow at http://127.0.0.1:9 does not answer as expected")
+
+
 @pytest.fixture
 def served(project: Path) -> Iterator[str]:
     """The project's database behind a server, at the address that is given."""
@@ -269,3 +375,9 @@ def test_importing_loads_neither_mlflow_nor_prefect_nor_dvc():
     program = f"import sys, {modules};print({{'mlflow', 'prefect', 'dvc'}} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert answer.stdout.strip() == "set()", answer.stderr
+
+
+def test_the_history_loads_no_torch_which_a_flow_run_that_runs_nothing_would_pay_for():
+    program = "import sys, nfm.tracking, nfm.registry.history, flows.neighbours; print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert answer.stdout.strip() == "False", answer.stderr
