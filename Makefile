@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV := VIRTUAL_ENV=$(VENV) $(BIN)/uv
 UV_VERSION := 0.13.9
+# That run tests: one more than there are cores, as some tests wait for servers, and no more than five, of 2 GB each.
+PROCESSES := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 5)))
 
 # DVC and Prefect look for programs on the PATH; Prefect and MLflow keep their state in this folder.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -23,7 +25,7 @@ demo: $(READY) ## run the whole pipeline on the handwritten digits (minutes on t
 	$(BIN)/python -m flows.pipeline
 
 test: $(READY) ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: $(READY) ## lint, format, types, import arrows
 	$(BIN)/ruff check .

@@ -14,6 +14,9 @@ from tests.servers import prefect_server_in
 
 ROOT = Path(__file__).parents[1]
 
+# Files that take minutes go first, so that no core is idle at the end.
+LONG = ("test_chaos", "test_disk", "test_stack", "test_deployments", "test_elsewhere", "test_faults", "test_pipeline")
+
 # data > work@left, work@right > report; each command notes its name, so that runs can be counted.
 GRAPH = """\
 stages:
@@ -49,6 +52,10 @@ else:
     target.mkdir(parents=True, exist_ok=True)
     (target / "file").write_text(text)
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @dataclass(frozen=True)
