@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from nfm.tracking import open_tracker
 from tests.servers import free_port, wait_for_answer
 from tests.students import save_random_student
 
+ROOT = Path(__file__).parents[1]
 ROW = {"label": 1, "seed": 7, "nfe": 2, "solver": "euler", "guidance": 1.0}
 ROWS = [
     ROW,
@@ -42,6 +44,17 @@ ROWS = [
     {**ROW, "nfe": 3, "solver": "heun"},
     {**ROW, "nfe": 4, "solver": "midpoint"},
 ]
+# Of the folder of a model alone, as whoever has fetched it has it.
+ALONE = """
+import importlib.util, json, sys
+import mlflow, pandas
+assert importlib.util.find_spec("nfm") is None
+model = mlflow.pyfunc.load_model(sys.argv[1])
+answer = model.predict(pandas.DataFrame([json.loads(sys.argv[2])]))
+import nfm
+assert nfm.__file__.startswith(sys.argv[1]), nfm.__file__
+print(json.dumps({"image": answer["image"][0], "modules": sorted({name.partition(".")[0] for name in sys.modules})}))
+"""
 # What is changed in a row, and what the sentence says.
 REFUSED = [
     ({"label": 3}, "label is 3, expected 0 to 2"),
@@ -243,3 +256,53 @@ def test_the_server_refuses_other_kinds_of_content(server: str):
     status, body = ask(server, b"pixels", "image/png")
     assert status == 415
     assert "application/json" in body
+
+
+@pytest.fixture(scope="module")
+def fetched(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published model as whoever fetches it has it: a folder, away from the store and the project."""
+    import mlflow
+
+    folder = str(tmp_path_factory.mktemp("fetched"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri="models:/nfm-digits/1", dst_path=folder))
+
+
+@pytest.fixture(scope="module")
+def python(fetched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter with what the model declares, in the versions of the lock and from uv's cache alone."""
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+    made = [uv, "venv", "--quiet", "--python", sys.executable, str(folder)]
+    filled = [uv, "pip", "install", "--quiet", "--offline", "--python", str(folder / "bin" / "python")]
+    filled += ["--constraint", str(ROOT / "requirements.lock"), "--requirement", str(fetched / "requirements.txt")]
+    for command in (made, filled):
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        if answer.returncode != 0:
+            pytest.skip(f"uv has not cached the packages of the lock: {answer.stderr[:300]}")
+    return folder / "bin" / "python"
+
+
+def test_a_published_model_needs_what_it_declares_and_no_checkout(
+    fetched: Path, python: Path, sampler: Sampler, tmp_path: Path
+):
+    row = {**ROW, "nfe": 3, "solver": "heun", "guidance": 2.0}
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [str(python), "-c", ALONE, str(fetched), json.dumps(row)]
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    said = json.loads(answer.stdout.splitlines()[-1])
+    assert not {"prefect", "dvc", "accelerate", "typer"} & set(said["modules"])
+    image = sampler.image(Request(**row))
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(said["image"]))))
+    assert (shown == image.numpy()[0]).all()
+
+
+def test_a_model_holds_no_pickle_and_names_its_packages_by_version(fetched: Path):
+    files = [path for path in fetched.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".pth")]
+    wanted = (fetched / "requirements.txt").read_text().split()
+    assert {line.partition("==")[0] for line in wanted} >= {"mlflow", "torch", "safetensors", "pillow"}
+    assert all("==" in line for line in wanted)
