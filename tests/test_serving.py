@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 from nfm.artifacts import sha256
@@ -34,7 +36,6 @@ from nfm.tracking import open_tracker
 from tests.servers import free_port, wait_for_answer
 from tests.students import save_random_student
 
-ROOT = Path(__file__).parents[1]
 ROW = {"label": 1, "seed": 7, "nfe": 2, "solver": "euler", "guidance": 1.0}
 ROWS = [
     ROW,
@@ -270,19 +271,37 @@ def fetched(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri="models:/nfm-digits/1", dst_path=folder))
 
 
+def required(lines: list[str]) -> list[str]:
+    """What requirements stand for, with all that they require in turn, each in the version that is installed here."""
+    found, asked = dict[str, str](), [Requirement(line) for line in lines]
+    seen = set[str]()
+    while asked:
+        one = asked.pop()
+        if str(one) in seen:
+            continue
+        seen.add(str(one))
+        here = distribution(one.name)
+        found[canonicalize_name(one.name)] = here.version
+        for more in map(Requirement, here.requires or []):
+            if more.marker is None or any(more.marker.evaluate({"extra": extra}) for extra in one.extras or {""}):
+                asked.append(more)
+    return [f"{name}=={version}" for name, version in sorted(found.items())]
+
+
 @pytest.fixture(scope="module")
 def python(fetched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An interpreter with what the model declares, in the versions of the lock and from uv's cache alone."""
-    folder = tmp_path_factory.mktemp("environment") / "venv"
-    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-    made = [uv, "venv", "--quiet", "--python", sys.executable, str(folder)]
-    filled = [uv, "pip", "install", "--quiet", "--offline", "--python", str(folder / "bin" / "python")]
-    filled += ["--constraint", str(ROOT / "requirements.lock"), "--requirement", str(fetched / "requirements.txt")]
+    """An interpreter with what the model declares and nothing else, from the cache that uv has filled .venv from."""
+    folder = tmp_path_factory.mktemp("environment")
+    pins, environment = folder / "pins.txt", folder / "venv"
+    pins.write_text("\n".join(required((fetched / "requirements.txt").read_text().splitlines())))
+    uv = str(Path(sys.executable).with_name("uv"))
+    made = [uv, "venv", "--quiet", "--python", sys.executable, str(environment)]
+    filled = [uv, "pip", "sync", "--quiet", "--offline", "--python", str(environment / "bin" / "python"), str(pins)]
     for command in (made, filled):
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
         if answer.returncode != 0:
-            pytest.skip(f"uv has not cached the packages of the lock: {answer.stderr[:300]}")
-    return folder / "bin" / "python"
+            pytest.skip(f"uv's cache does not hold what the model declares: {answer.stderr[:300]}")
+    return environment / "bin" / "python"
 
 
 def test_a_published_model_needs_what_it_declares_and_no_checkout(
