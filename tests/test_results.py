@@ -1,4 +1,4 @@
-"""docs/results.md shows what the files in results/ hold."""
+"""docs/ shows what the files in results/ hold."""
 
 import json
 from pathlib import Path
@@ -38,3 +38,15 @@ def test_a_studys_table_is_that_of_its_file_and_the_file_that_of_its_recipe(path
     assert results["question"] == study.question
     assert results["common"] == {k: list(v) if isinstance(v, tuple) else v for k, v in study.common.items()}
     assert [variant["name"] for variant in results["variants"]] == list(study.variants)
+
+
+def test_the_seconds_in_the_docs_are_those_that_were_measured():
+    measured = json.loads((ROOT / "results" / "stack.json").read_text())
+    text = (ROOT / "docs" / "operations.md").read_text()
+    table = text[text.index("| | seconds |") :].partition("\n\n")[0].splitlines()[2:]
+    parts = [measured[name] for name in ("cold_start", "cached_run", "cold_clone", "cold_clone_by_the_flow")]
+    seconds = [part["seconds"] for part in parts]
+    wanted = [seconds[0], measured["cold_start"]["ready_seconds"], *seconds[1:]]
+    assert [row.split("|")[2].strip() for row in table] == [f"{value:.0f}" for value in wanted]
+    assert measured["cold_clone"]["stages_run"] == []
+    assert measured["cold_clone_by_the_flow"]["stages_run"] == ["report"]
