@@ -50,3 +50,14 @@ def test_the_seconds_in_the_docs_are_those_that_were_measured():
     assert [row.split("|")[2].strip() for row in table] == [f"{value:.0f}" for value in wanted]
     assert measured["cold_clone"]["stages_run"] == []
     assert measured["cold_clone_by_the_flow"]["stages_run"] == ["report"]
+
+
+def test_the_figures_of_shared_couplings_are_those_that_were_measured():
+    measured = json.loads((ROOT / "results" / "fan_out.json").read_text())
+    text = " ".join((ROOT / "docs" / "orchestration.md").read_text().split())
+    overhead = measured["overhead"]
+    assert f"two tasks at once are {measured['scaling']['ratio']['median']} times as fast" in text
+    assert measured["scaling"]["same_bytes"] is True
+    assert f"{overhead['milliseconds_a_share']:.0f} ms, of which {overhead['cpu_milliseconds_a_share']:.0f} ms" in text
+    assert f"took {overhead['seconds']:.0f} s and {sum(overhead['requests'].values())} requests" in text
+    assert overhead["shares"] == 1000
