@@ -1,6 +1,7 @@
 """Servers that tests start as processes of their own."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -51,4 +52,22 @@ def prefect_server_in(folder: Path) -> Iterator[str]:
         yield address
     finally:
         server.terminate()
+        server.wait(30)
+
+
+@contextmanager
+def mlflow_server_in(folder: Path) -> Iterator[str]:
+    """Starts MLflow's server on the mlflow.db of a folder, with its artifacts beside it; yields its address."""
+    port = free_port()
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--default-artifact-root", "mlflow-artifacts:/", "--artifacts-destination", str(folder / "mlartifacts")]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for_answer(f"http://127.0.0.1:{port}/health", server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from nfm.config import read_mapping, with_overrides
+from nfm.registry.client import open_registry
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -258,6 +259,21 @@ def test_every_executed_stage_is_an_mlflow_run_below_one_parent(project):
     short, full = ([(point.step, point.value) for point in curve] for curve in curves)
     assert [step for step, _ in short] == [1, 5]
     assert short == full
+
+
+def test_the_first_flow_run_ends_with_the_teachers_student_as_champion(project, monkeypatch):
+    folder, _, log = project
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # mlflow sets it; so it is unset afterwards
+    [version] = open_registry(folder).versions("nfm-digits")
+    record = json.loads((folder / "artifacts" / "runs" / "student@teacher-0.json").read_text())
+    assert (version.number, version.aliases, version.run_id) == (1, ("champion",), record["run_id"])
+    first = subprocess.run(
+        ["git", "rev-list", "--max-parents=0", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+    )
+    known = {"git.commit": first.stdout.strip(), "dvc.stage_hash": record["key"], "coupling": "teacher", "seed": "0"}
+    assert version.tags.items() >= known.items()
+    assert version.tags["prefect.flow_run"]
+    assert "student teacher-0 is nfm-digits version 1, champion" in log
 
 
 def test_a_cold_clone_restores_everything_from_s3_and_trains_nothing(project, bucket, tmp_path):

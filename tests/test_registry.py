@@ -1,14 +1,20 @@
 """Published students: what becomes a version, which alias names it, and that its weights are what was published."""
 
+import base64
+import io
+import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from PIL import Image
 
 from nfm.artifacts import sha256
 from nfm.errors import InputError
 from nfm.registry.client import CHALLENGER, CHAMPION, PREVIOUS, Registry, Version, model_name, open_registry
 from nfm.tracking import open_tracker
+from tests.servers import mlflow_server_in
 from tests.students import save_random_student
 
 NAME = model_name("digits")
@@ -147,3 +153,27 @@ def test_a_registry_that_does_not_answer_is_one_sentence(tmp_path: Path, monkeyp
     registry = open_registry(tmp_path)
     with pytest.raises(InputError, match=r"registry at http://127\.0\.0\.1:9 does not answer"):
         registry.find(NAME, CHAMPION)
+
+
+def test_a_server_keeps_versions_aliases_and_weights_as_a_local_database_does(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import mlflow
+
+    third = save_random_student(project / "third.safetensors", seed=2)
+    with mlflow_server_in(project) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        monkeypatch.setenv("NFM_TRACKER", "mlflow")
+        with open_tracker("student@teacher-2", project) as tracker:
+            tracker.model(third)
+        registry = open_registry(project)
+        made = registry.publish(third, "nfm-mnist", run_id=tracker.run_id, tags=TAGS, description="By a server.")
+        assert (made.number, made.aliases, made.run_id) == (1, (CHAMPION,), tracker.run_id)
+        assert publish(registry, third).number == 3  # of another name, after those that are there
+        registry.move(NAME, {CHAMPION: 3, PREVIOUS: 1})
+        assert numbers(registry) == {CHAMPION: 3, PREVIOUS: 1}
+        assert registry.weights(registry.find(NAME, CHAMPION)).read_bytes() == third.read_bytes()
+        rows = [{"seed": 1, "nfe": 1, "solver": "euler", "guidance": 1.0}]
+        answer = mlflow.pyfunc.load_model(f"models:/{NAME}@{CHAMPION}").predict(pd.DataFrame(rows))
+        said = json.loads(Image.open(io.BytesIO(base64.b64decode(answer["image"][0]))).info["nfm"])
+        assert (said["model"], said["version"]) == (NAME, "3")

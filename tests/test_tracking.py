@@ -1,9 +1,7 @@
 """What is reported arrives, whatever happens to the stage or to the tracking server."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -24,7 +22,7 @@ from nfm.lineage import read_by
 from nfm.tracker import JsonLines, NullTracker, record_of
 from nfm.tracking import MLflowTracker, open_parent, open_tracker
 from tests.command import nfm as command
-from tests.servers import free_port, wait_for_answer
+from tests.servers import mlflow_server_in
 from tests.students import save_random_student
 
 
@@ -280,19 +278,8 @@ def test_a_server_that_is_down_is_one_sentence_of_compare_and_trace(monkeypatch,
 @pytest.fixture
 def served(project: Path) -> Iterator[str]:
     """The project's database behind a server, at the address that is given."""
-    port = free_port()
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{project}/mlflow.db"]
-    command += ["--default-artifact-root", str(project / "mlartifacts")]
-    with (project / "server.log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_for_answer(f"http://127.0.0.1:{port}/health", server)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+    with mlflow_server_in(project) as address:
+        yield address
 
 
 def idle_flow_run(project: Path) -> str:
