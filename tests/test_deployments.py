@@ -15,7 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
+from flows.seen import Seen, digest_of, leave_mark
 from flows.zombies import NAME, NEVER
+from nfm.config import read_mapping
 from nfm.recipes import recipe_names
 from tests.conftest import shell
 from tests.deployed import KINDS, make_project, prefect, worker
@@ -24,7 +26,11 @@ from tests.test_stack import wait_for
 
 STAGES = ["cpu-pool", "gpu-pool", "stages", "kubernetes-gpu", "kubernetes-8gpu"]
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-NAMES = [*(f"nfm/{n}" for n in ("pipeline", "pipeline-kubernetes", "nightly")), *(f"nfm-stages/{n}" for n in STAGES)]
+NAMES = [
+    *(f"nfm/{n}" for n in ("pipeline", "pipeline-kubernetes", "nightly")),
+    "nfm-retrain/retrain",
+    *(f"nfm-stages/{n}" for n in STAGES),
+]
 
 
 @dataclass(frozen=True)
@@ -109,14 +115,15 @@ def test_the_form_has_every_parameter_with_its_description_and_refuses_what_cann
 
 def test_limits_schedules_pools_and_ways_to_the_code_are_those_of_the_file(deployed: Deployed):
     deployments = deployed.twice[1]
-    for name in ("nfm/pipeline", "nfm/nightly", "nfm-stages/stages"):
+    for name in ("nfm/pipeline", "nfm/nightly", "nfm-retrain/retrain", "nfm-stages/stages"):
         assert deployments[name]["global_concurrency_limit"]["limit"] == 1
         assert deployments[name]["concurrency_options"]["collision_strategy"] == "ENQUEUE"
         (step,) = deployments[name]["pull_steps"]
         assert step["prefect.deployments.steps.set_working_directory"]["directory"] == str(deployed.root)
-    (schedule,) = deployments["nfm/nightly"]["schedules"]
-    assert (schedule["schedule"]["cron"], schedule["active"]) == ("0 3 * * *", False)
-    assert [name for name, d in deployments.items() if d["schedules"]] == ["nfm/nightly"]
+    for name, cron in {"nfm/nightly": "0 3 * * *", "nfm-retrain/retrain": "30 1 * * *"}.items():
+        (schedule,) = deployments[name]["schedules"]
+        assert (schedule["schedule"]["cron"], schedule["active"]) == (cron, False)
+    assert sorted(name for name, d in deployments.items() if d["schedules"]) == ["nfm-retrain/retrain", "nfm/nightly"]
     for pool in ("cpu-pool", "gpu-pool"):
         deployment = deployments[f"nfm-stages/{pool}"]
         assert deployment["work_pool_name"] == pool
@@ -180,6 +187,8 @@ def test_every_deployment_runs_to_completion(deployed: Deployed):
     shell(prefect("work-pool", "delete", "kubernetes"), deployed.root, deployed.environment)
     shell(prefect("work-pool", "create", "kubernetes", "--type", "process"), deployed.root, deployed.environment)
     _deploy(deployed.root, deployed.environment, deployed.server)
+    # The stages of this project make no student to publish: to the retraining nothing is new.
+    leave_mark(deployed.root, Seen("digits, as published", digest_of(read_mapping(deployed.root / "params.yaml")), "."))
     with ExitStack() as workers:
         for pool in KINDS:
             workers.enter_context(worker(pool, deployed.root, deployed.environment))

@@ -8,13 +8,11 @@ from nfm.artifacts import sha256
 from nfm.config import Params
 from nfm.errors import InputError
 from nfm.promotion.decide import CHALLENGER, Desk, force, promote, rollback
-from nfm.promotion.evidence import gather, of_tags, student_path
+from nfm.promotion.evidence import WORKSPACE, gather, of_tags, student_path
 from nfm.promotion.judge import Candidate, Verdict, judge
 from nfm.promotion.record import Entry
 from nfm.registry.client import DIGEST, Registry, Version, open_registry
 from nfm.registry.notes import attach
-
-FOLDER = "workspace"  # tag of a version: the folder of the project, relative to its root, whose stages made it
 
 
 def open_desk(root: Path, model: str) -> Desk:
@@ -38,7 +36,7 @@ def judge_versions(
         params: Its params.
         device: Where to compute.
     """
-    folder = root / challenger.tags.get(FOLDER, ".")
+    folder = root / challenger.tags.get(WORKSPACE, ".")
     folder = folder if (folder / "artifacts" / "reference").is_dir() else root
 
     def candidate(version: Version) -> Candidate:

@@ -10,6 +10,7 @@ from nfm.errors import InputError
 from nfm.tracker import record_of
 
 TAG = "evidence"  # of a version: this as JSON, so that it is known where the project's folder is not
+WORKSPACE = "workspace"  # tag of a version: the folder, relative to the project's, whose stages made it
 OF_TEACHER = ("teacher", "inverse-regression")  # kinds of coupling whose pairs a teacher has made
 
 
