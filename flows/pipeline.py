@@ -224,7 +224,8 @@ def _history(home: Path, folder: Path, recipe: str) -> NoParent:
 def _close(history: NoParent, status: str) -> None:
     try:
         history.close(status)
-        show_history(history)
+        if status != "KILLED":  # then Prefect is on its way out, too
+            show_history(history)
     except InputError as error:
         get_run_logger().warning(str(error))
 
