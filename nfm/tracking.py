@@ -24,6 +24,8 @@ EXPERIMENT = "nfm"
 PARENT = "NFM_PARENT_RUN"  # run id of the flow run, from the flow to its stages
 YARDSTICK = "yardstick"  # tag of an evaluation: what its figures were measured with, as JSON
 NOTE = "mlflow.note.content"  # tag that the UI shows as the description
+# What the experiment is: its description, and its kind, which the UI would else ask for: training, no language models.
+ABOUT = {NOTE: EXPERIMENT_NOTE, "mlflow.experimentKind": "custom_model_development"}
 KINDS = ("none", "jsonl", "mlflow")
 FLUSH = 1000  # buffered metrics, MLflow's own limit for a batch
 FLUSH_SECONDS = 5.0
@@ -364,13 +366,13 @@ def _experiment(client: Any, uri: str, root: Path) -> str:
         local = uri.startswith("sqlite:")
         location = (root.resolve() / "mlartifacts").as_uri() if local else None
         try:
-            return client.create_experiment(EXPERIMENT, location, tags={NOTE: EXPERIMENT_NOTE})
+            return client.create_experiment(EXPERIMENT, location, tags=ABOUT)
         except _mlflow().MlflowException:
             found = client.get_experiment_by_name(EXPERIMENT)  # another stage was faster
             if found is None:
                 raise
-    if NOTE not in found.tags:
-        client.set_experiment_tag(found.experiment_id, NOTE, EXPERIMENT_NOTE)
+    for key in ABOUT.keys() - found.tags.keys():
+        client.set_experiment_tag(found.experiment_id, key, ABOUT[key])
     return found.experiment_id
 
 

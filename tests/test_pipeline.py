@@ -1,17 +1,28 @@
 """The project's own graph, end to end on tiny settings: flow, DVC, remote, and what reruns what."""
 
+import csv
+import hashlib
 import json
 import os
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from io import StringIO
 from pathlib import Path
 
+import boto3
 import pytest
 import yaml
 
+from nfm.artifacts import sha256
 from nfm.config import read_mapping, with_overrides
 from nfm.registry.client import open_registry
+from nfm.registry.history import History, Run
+from tests.browser import chromium_page, needs_chromium
+from tests.servers import free_port, wait_for_answer
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -137,6 +148,173 @@ def test_the_summary_has_the_documented_shape(project):
     assert summary["fd_train"]["teacher"]["5"] == [measured["fd_digits_20_train"]["euler-5"]]
     assert summary["recall"]["teacher"]["5"] == [measured["recall_digits_20"]["euler-5"]]
     assert summary["fd_heun_5"]["teacher"] == [measured["fd_digits_20"]["heun-5"]]
+
+
+# What is read of a run afterwards
+
+
+@pytest.fixture(autouse=True)
+def _unset(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # mlflow sets it; so it is unset afterwards
+
+
+def history_of(folder) -> History:
+    return History(f"sqlite:///{folder}/mlflow.db")
+
+
+def newest(folder, name) -> Run:
+    run = history_of(folder).find(name)
+    assert run is not None
+    return run
+
+
+def test_compare_shows_what_dvc_shows_wherever_the_figures_are_read(project):
+    folder = project[0]
+    words = ["results/summary.json", "HEAD", "experiment:nfm", "evaluate@teacher-0"]
+    rows = list(csv.DictReader(StringIO(run(folder, "nfm", "compare", *words, "--format", "csv").stdout)))
+    by_run = {}
+    for row in rows:
+        by_run.setdefault(row["run"], {})[row["coupling"], row["nfe"]] = float(row["fd"])
+    first, *others = by_run.values()
+    assert len(others) == 3
+    assert len(first) == 4
+    for other in others:
+        assert other == {key: first[key] for key in other}
+    shown = json.loads(run(folder, "dvc", "metrics", "show", "--json", "results/summary.json").stdout)
+    means = shown[""]["data"]["results/summary.json"]["data"]["mean"]["fd"]
+    assert first == {(name, nfe): value for name, by_nfe in means.items() for nfe, value in by_nfe.items()}
+    table = csv.DictReader((folder / "results" / "fd.csv").read_text().splitlines())  # of `dvc plots`
+    assert first == {(name, row["nfe"]): float(row[name]) for row in table for name in means}
+
+
+def test_a_stages_run_has_its_inputs_by_dvcs_hash_and_its_neighbours_ids(project):
+    folder = project[0]
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    outs = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
+    student = newest(folder, "student@teacher-0")
+    assert dict(student.inputs) == {
+        "digits-train": outs["artifacts/data/train"],
+        "coupling-teacher-0": outs["artifacts/coupling/teacher-0"],
+    }
+    assert dict(newest(folder, "evaluate@teacher-0").inputs) == {"digits-test": outs["artifacts/data/test"]}
+    parent = history_of(folder).get(student.parent or "")
+    assert parent is not None
+    assert parent.made_by["student@teacher-0"] == student.id
+    assert parent.tags["git.commit"] == student.tags["git.commit"]
+    assert parent.id in prefects(project, parent.tags["prefect.flow_run_id"])
+
+
+def prefects(project, flow_run_id):
+    """The artifact of a flow run in Prefect's database that names MLflow's run."""
+    with closing(sqlite3.connect(f"file:{project[1]}/prefect.db?mode=ro", uri=True)) as database:
+        query = "SELECT data FROM artifact WHERE key = 'mlflow' AND replace(flow_run_id, '-', '') = ?"
+        [(data,)] = database.execute(query, (flow_run_id.replace("-", ""),)).fetchall()
+    return data
+
+
+def test_trace_prints_the_chain_of_a_stage_a_file_and_a_flow_run(project, tmp_path):
+    folder = project[0]
+    student = newest(folder, "student@teacher-0")
+    copy = tmp_path / "copy"
+    shutil.copy(folder / "artifacts" / "student" / "teacher-0" / "student.safetensors", copy)
+    [chain] = json.loads(run(folder, "nfm", "trace", str(copy), "--json").stdout)
+    assert chain["mlflow_run"] == student.id
+    assert chain["dvc_stage"] == "student@teacher-0"
+    assert chain["git_commit"] == student.tags["git.commit"]
+    assert chain["data_hash"] == sha256(folder / "artifacts" / "data" / "train" / "manifest.json")
+    assert chain["artifacts"] == "restorable: 3 files in the cache"
+    said = run(folder, "nfm", "trace", chain["prefect_flow_run"]).stdout
+    for words in (chain["mlflow_parent_run"], student.id, newest(folder, "report").id, "restorable: "):
+        assert words in said
+
+
+def bytes_of(folder, *left_out):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    names = {path: path.relative_to(folder).as_posix() for path in files}
+    return {name: path.read_bytes() for path, name in names.items() if not name.startswith(left_out)}
+
+
+OF_DVC_AND_GIT = (".git/", ".dvc/tmp/", ".workspaces/")
+
+
+def test_restore_brings_a_flow_run_back_to_the_bit_and_touches_nothing_else(project):
+    folder = project[0]
+    parent = history_of(folder).get(newest(folder, "report").parent or "")
+    assert parent is not None
+    restored = folder / ".workspaces" / f"restored-{parent.id[:12]}"
+    before, params = bytes_of(folder, *OF_DVC_AND_GIT), folder / "params.yaml"
+    kept = params.read_bytes()
+    try:
+        params.write_text(yaml.safe_dump(with_overrides(yaml.safe_load(kept), {"student.width": 64}), sort_keys=False))
+        assert f"{restored}: " in run(folder, "nfm", "restore", parent.id).stdout
+        params.write_bytes(kept)
+        assert bytes_of(folder, *OF_DVC_AND_GIT) == before
+        made = ("artifacts/", "metrics/", "report/", "results/fd.csv", "results/seconds.csv", "results/summary.json")
+        wanted = {name: content for name, content in before.items() if name.startswith((*made, "params.yaml"))}
+        found = bytes_of(restored)
+        assert {name: found.get(name) for name in wanted} == wanted
+        assert statuses(restored) == set()
+    finally:
+        params.write_bytes(kept)
+        git(folder, "worktree", "remove", "--force", str(restored))
+
+
+def test_what_is_gone_is_one_sentence_and_leaves_no_workspace(project, tmp_path):
+    folder = project[0]
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]["student@teacher-0"]
+    md5 = next(out["md5"] for out in lock["outs"] if out["path"].endswith(".safetensors"))
+    kept = folder / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+    shutil.move(kept, tmp_path / "kept")
+    try:
+        answer = run(folder, "nfm", "restore", "student@teacher-0", check=False)
+    finally:
+        shutil.move(tmp_path / "kept", kept)
+    assert answer.returncode == 2
+    (line,) = answer.stderr.splitlines()
+    assert "are gone: artifacts/student/teacher-0/student.safetensors of" in line
+    assert not list(folder.glob(".workspaces/restored-*"))
+
+
+@needs_chromium
+def test_two_evaluations_are_compared_in_mlflows_interface(project, tmp_path):
+    folder, port = project[0], free_port()
+    ids = [newest(folder, f"evaluate@{coupling}-0").id for coupling in ("semidiscrete-ot", "teacher")]
+    parent = history_of(folder).get(newest(folder, "report").parent or "")
+    assert parent is not None
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--default-artifact-root", str(folder / "mlartifacts")]
+    settings = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=settings, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for_answer(f"http://127.0.0.1:{port}/health", server)
+        with chromium_page(tmp_path) as page:
+            seen_in_the_interface(page, f"http://127.0.0.1:{port}", parent.name, ids, tmp_path)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def seen_in_the_interface(page, address, flow_run, ids, folder):
+    """Opens the experiment, then the comparison of two runs, then their curves."""
+    chosen = f"runs={json.dumps(ids)}&experiments=[%221%22]".replace(" ", "").replace('"', "%22")
+    page.open(f"{address}/#/experiments/1/runs")
+    page.wait_for(f"document.body.innerText.includes('{flow_run}')")
+    page.photograph(folder / "experiment.png")
+    page.open(f"{address}/#/compare-runs?{chosen}")
+    page.wait_for("document.body.innerText.includes('noise_std')")
+    for words in ("Parallel Coordinates", "coupling", "draws", "at_nfe/fd_05", "evaluate@teacher-0"):
+        assert words in page.text
+    page.photograph(folder / "compare.png")
+    page.open(f"{address}/#/metric?{chosen}&metric=%22fd%22&plot_metric_keys=[%22fd%22]&x_axis=step")
+    page.wait_for("document.querySelectorAll('.scatterlayer .trace').length")
+    drawn = page.ask(
+        "[...document.querySelectorAll('.js-plotly-plot')].flatMap(p => p.data.map(c => [c.name, [...c.x]]))"
+    )
+    for coupling in ("semidiscrete-ot", "teacher"):
+        assert [f"evaluate@{coupling}-0", [1, 5]] in drawn
+    page.photograph(folder / "curves.png")
 
 
 def test_afterwards_the_flow_finds_all_cached_and_dvc_has_nothing_to_do(project):
@@ -276,18 +454,57 @@ def test_the_first_flow_run_ends_with_the_teachers_student_as_champion(project, 
     assert "student teacher-0 is nfm-digits version 1, champion" in log
 
 
-def test_a_cold_clone_restores_everything_from_s3_and_trains_nothing(project, bucket, tmp_path):
-    folder, home, _ = project
+@pytest.fixture(scope="module")
+def stored(project, bucket):
+    """The project's outputs in an S3 store; the keys to it."""
+    folder = project[0]
     keys = {key: value for key, value in bucket.items() if key.startswith("AWS_")}
     run(folder, "dvc", "remote", "add", "--default", "store", "s3://store/nfm")
     run(folder, "dvc", "remote", "modify", "store", "endpointurl", bucket["ADDRESS"])
     run(folder, "dvc", "push", "--run-cache", **keys)
     commit(folder)
+    return keys
+
+
+def test_a_cold_clone_restores_everything_from_s3_and_trains_nothing(project, stored, tmp_path):
+    folder, home, _ = project
     for name, command in {"dvc": ["dvc", "repro", "--pull"], "flow": ["flows.pipeline"]}.items():
         clone = tmp_path / name
         git(tmp_path, "clone", "--quiet", str(folder), str(clone))
-        answer = run(clone, *command, PREFECT_HOME=str(home), **keys)
+        answer = run(clone, *command, PREFECT_HOME=str(home), **stored)
         assert executed(answer.stdout + answer.stderr) <= {"report"}
         assert statuses(clone) == set()
         original = (folder / "artifacts" / "student" / "teacher-0" / "student.safetensors").read_bytes()
         assert (clone / "artifacts" / "student" / "teacher-0" / "student.safetensors").read_bytes() == original
+
+
+def test_a_cold_clone_traces_and_restores_a_run_until_the_remote_lacks_a_file(project, stored, bucket, tmp_path):
+    folder, clone = project[0], tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(folder), str(clone))
+    shared = {**stored, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    student = newest(folder, "student@teacher-0")
+    [chain] = json.loads(run(clone, "nfm", "trace", student.id, "--json", **shared).stdout)
+    assert chain["artifacts"].endswith("in the remote")
+    run(clone, "nfm", "restore", student.id, **shared)
+    name = "artifacts/student/teacher-0/student.safetensors"
+    restored = clone / ".workspaces" / f"restored-{student.id[:12]}"
+    assert (restored / name).read_bytes() == (folder / name).read_bytes()
+    assert not (clone / "artifacts").exists()
+    md5 = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    shutil.rmtree(clone / ".dvc" / "cache")
+    shutil.rmtree(restored)
+    place = {"Bucket": "store", "Key": f"nfm/files/md5/{md5[:2]}/{md5[2:]}"}
+    client = boto3.client(
+        "s3",
+        endpoint_url=bucket["ADDRESS"],
+        aws_access_key_id=stored["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=stored["AWS_SECRET_ACCESS_KEY"],
+        region_name=stored["AWS_DEFAULT_REGION"],
+    )
+    client.delete_object(**place)
+    answer = run(clone, "nfm", "restore", student.id, check=False, **shared)
+    assert answer.returncode == 2
+    (line,) = answer.stderr.splitlines()
+    assert f"are gone: {name} of" in line
+    assert not list(clone.glob(".workspaces/restored-*"))
+    client.put_object(**place, Body=(folder / name).read_bytes())

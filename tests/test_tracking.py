@@ -221,6 +221,7 @@ def test_an_evaluation_has_the_axes_the_inputs_and_the_words_that_its_readers_ne
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["metrics.json", "params.yaml"]
     experiment = client.get_experiment(run.info.experiment_id)
     assert "the curves overlay" in experiment.tags["mlflow.note.content"]
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     plain = client.get_run(evaluated(laid_out, "independent", 0, {1: 7.0}))
     assert (plain.data.params["noise_std"], plain.data.params["draws"]) == ("0.0", "online")
 
