@@ -92,6 +92,8 @@ def read(said: str) -> dict[str, float]:
     spread = {q: re.search(rf"\s{q}%\s+([\d.]+)(us|ms|s|m)\b", said) for q in (50, 99)}
     if rate is None or None in spread.values():
         raise InputError(f"wrk printed {said[:200]!r}, expected requests a second and latencies; is it version 4?")
+    if not float(rate[1]):
+        raise InputError("wrk has had no answer in the time that it was given; give more with --seconds")
     latencies = {f"p{q}_ms": round(float(found[1]) * MILLISECONDS[found[2]], 1) for q, found in spread.items() if found}
     return {"requests_per_second": float(rate[1]), **latencies}
 

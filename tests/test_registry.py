@@ -22,9 +22,10 @@ TAGS = {"git.commit": "c0ffee", "coupling": "teacher", "seed": "0"}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, quiet: None) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Path:
     """A project with two published students, the first one by the run that trained it."""
     folder = tmp_path_factory.mktemp("registry")
+    shutil.copyfile(database, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NFM_TRACKER", "mlflow")
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,12 @@ STATES = {"student@independent-1": RUN, "student@teacher-1": RUN, "report": RUN}
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project whose student the stage has just made, below a flow run."""
     monkeypatch.setenv("NFM_TRACKER", "mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setattr(flows.release, "get_run_logger", lambda: logging.getLogger("release"))
+    shutil.copyfile(database, tmp_path / "mlflow.db")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     return tmp_path
 

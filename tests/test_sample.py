@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ CHAMPION = "models:/nfm-digits@champion"
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory, quiet: None) -> Path:
+def published(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Path:
     """A project with a student of DVC's, published, and one without classes."""
     folder = tmp_path_factory.mktemp("sample")
+    shutil.copyfile(database, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         (folder / STUDENT).parent.mkdir(parents=True)

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
+from benchmarks.serve import read
 from nfm.artifacts import sha256
 from nfm.build.student import load_student
 from nfm.data.shards import to_uint8
@@ -150,9 +152,10 @@ def test_too_many_rows_are_refused_before_any_is_answered(sampler: Sampler):
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, quiet: None, weights: Path) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory, database: Path, weights: Path) -> Path:
     """A project whose student is published; also as DVC's file, with the record of its run."""
     folder = tmp_path_factory.mktemp("published")
+    shutil.copyfile(database, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NFM_TRACKER", "mlflow")
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
@@ -257,6 +260,14 @@ def test_the_server_refuses_other_kinds_of_content(server: str):
     status, body = ask(server, b"pixels", "image/png")
     assert status == 415
     assert "application/json" in body
+
+
+def test_the_benchmark_reads_what_wrk_prints_and_trusts_no_load_that_failed():
+    said = "    50%   20.52ms\n    99%    1.06s \n  310 requests in 3.00s\nRequests/sec:    103.20\n"
+    assert read(said) == {"requests_per_second": 103.2, "p50_ms": 20.5, "p99_ms": 1060.0}
+    for failed in (said + "  Non-2xx or 3xx responses: 3\n", said.replace("103.20", "0.00"), "unable to connect"):
+        with pytest.raises(InputError):
+            read(failed)
 
 
 @pytest.fixture(scope="module")
