@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from flows.seen import MARK, Seen, digest_of, last_seen, leave_mark
 from nfm.config import Guards
 from nfm.errors import InputError
 from nfm.promotion import record
@@ -335,6 +336,22 @@ def test_a_prefix_that_grew_is_seen_in_the_store(bucket, tmp_path, monkeypatch):
     assert after.digest != before.digest
     with pytest.raises(InputError, match=r"data\.folder is s3://missing/x, which the store does not list"):
         list_data({"data.folder": "s3://missing/x"}, tmp_path)
+
+
+def test_other_params_are_a_reason_to_retrain_and_another_machine_or_rate_is_none(tmp_path):
+    params = {"student": {"width": 1}, "promote": {"alpha": 0.05}, "run": {"log_every": 1}, "infra": {}, "cost": {}}
+    mark = Seen("data", digest_of(params), ".", "today", "promoted")
+    leave_mark(tmp_path, mark)
+    assert last_seen(tmp_path) == mark
+    elsewhere = {**params, "run": {"log_every": 2}, "infra": {"teacher": "gpu-pool"}, "cost": {"cpu_hour": 1.0}}
+    assert Seen("data", digest_of(elsewhere), "").same(mark)
+    for key in ("student", "promote"):
+        assert not Seen("data", digest_of({**params, key: {}}), "").same(mark)
+    assert not Seen("grown", mark.params, "").same(mark)
+    assert not mark.same(None)
+    (tmp_path / MARK).write_text("{")
+    assert last_seen(tmp_path) is None
+    assert [path.name for path in tmp_path.iterdir()] == [MARK]
 
 
 # Bad input
