@@ -229,15 +229,22 @@ def test_the_server_gives_the_images_that_the_file_gives(server: str, sampler: S
     without = {key: value for key, value in ROW.items() if key != "label"}
     [unlabelled] = served(server, {"dataframe_records": [without]})
     assert said_by(unlabelled)["label"] is None
+    # A row without a label beside one with it; and a guidance that JSON has as an integer.
+    assert served(server, rows({"label": None}, {"guidance": 1})) == [unlabelled, one]
 
 
 BAD = {
     "label beyond the classes": (rows({"label": 11}), "label is 11, expected 0 to 2"),
     "huge nfe": (rows({"nfe": 10**9}), "nfe is 1000000000, expected 1 to 256"),
-    "seed as text": (rows({"seed": "first"}), "seed"),
-    "nfe null": (rows({"nfe": None}), "nfe"),
-    "guidance as text": (rows({"guidance": "much"}), "guidance"),
-    "solver as a number": (rows({"solver": 4}), "solver"),
+    "label as text": (rows({}, {"label": "one"}), "row 1: label is 'one', expected an integer"),
+    "label as a truth": (rows({"label": True}), "row 0: label is True, expected an integer"),
+    "seed as text": (rows({"seed": "first"}), "row 0: seed is 'first', expected an integer"),
+    "seed too large": (rows({"seed": 2**63}), "seed is 9223372036854775808, expected 0 to 2^63 - 1"),
+    "nfe broken": (rows({"nfe": 2.7}), "row 0: nfe is 2.7, expected an integer"),
+    "nfe null": (rows({"nfe": None}), "row 0: nfe is None, expected an integer"),
+    "nfe a list": (rows({"nfe": [2]}), "row 0: nfe is [2], expected an integer"),
+    "guidance as text": (rows({"guidance": "much"}), "row 0: guidance is 'much', expected a number"),
+    "solver as a number": (rows({"solver": 4}), "row 0: solver is 4, expected text"),
     "missing column": ({"dataframe_records": [{"seed": 1}]}, "nfe"),
     "a list of numbers": ({"inputs": [[1, 2], [3, 4]]}, ""),
     "no known key": ({"rows": []}, "dataframe"),

@@ -101,15 +101,20 @@ def _code(folder: Path) -> Path:
 
 
 def _signature() -> Any:
-    """Returns the columns that a published model takes and gives."""
+    """Returns the columns that a published model takes and gives.
+
+    Numbers of any type: given a type, MLflow would cut 2.7 to 2 where an integer is wanted, and refuse a label that is
+    null. The model checks them itself, see `nfm.serving.answer`.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import AnyType
 
     inputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.long, "label", required=False),
-        ColSpec(DataType.long, "seed"),
-        ColSpec(DataType.long, "nfe"),
+        ColSpec(AnyType(), "label", required=False),
+        ColSpec(AnyType(), "seed"),
+        ColSpec(AnyType(), "nfe"),
         ColSpec(DataType.string, "solver"),
-        ColSpec(DataType.double, "guidance"),
+        ColSpec(AnyType(), "guidance"),
     ]
     return ModelSignature(Schema(inputs), Schema([ColSpec(DataType.string, "image")]))

@@ -5,6 +5,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nfm.errors import InputError
@@ -44,14 +45,32 @@ def _request(number: int, row: Mapping[Hashable, Any]) -> Request:
     try:
         label = row.get("label")
         return Request(
-            seed=int(row["seed"]),
-            nfe=int(row["nfe"]),
-            solver=str(row["solver"]),
-            guidance=float(row["guidance"]),
-            label=None if label is None or pd.isna(label) else int(label),
+            seed=_integer("seed", row["seed"]),
+            nfe=_integer("nfe", row["nfe"]),
+            solver=_text("solver", row["solver"]),
+            guidance=_number("guidance", row["guidance"]),
+            label=None if label is None or label is pd.NA or label != label else _integer("label", label),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"row {number} is not as expected ({error}); give seed and nfe as integers, solver as text, guidance as a "
-            "number and, if any, label as an integer"
-        ) from error
+    except InputError as error:
+        raise InputError(f"row {number}: {error}") from error
+
+
+def _integer(key: str, value: Any) -> int:
+    # pandas makes floats of the integers in a column where some are null.
+    if isinstance(value, float | np.floating) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise InputError(f"{key} is {value!r}, expected an integer")
+    return int(value)
+
+
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise InputError(f"{key} is {value!r}, expected a number")
+    return float(value)
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{key} is {value!r}, expected text")
+    return value
