@@ -194,9 +194,9 @@ def _cost(summary: Mapping[str, Any]) -> str:
     seconds = summary.get("seconds")
     if not seconds:
         return ""
-    students = summary.get("cost", {}).get("student")
-    by_student = cost_by_student(summary) if students else cost_by_coupling(seconds, list(summary["fd"]))
-    tables = cost_by_stage(seconds) + by_student
+    if summary.get("cost", {}).get("student"):  # too wide for half a page
+        return _section("What it cost", f'{cost_by_student(summary)}<div class="pair">{cost_by_stage(seconds)}</div>')
+    tables = cost_by_stage(seconds) + cost_by_coupling(seconds, list(summary["fd"]))
     return _section("What it cost", f'<div class="pair">{tables}</div>')
 
 
