@@ -22,6 +22,7 @@ from flows.parameters import Overrides, Recipe
 from flows.pipeline import REFUSED, pipeline
 from flows.seen import Seen, digest_of, last_seen, leave_mark, update_imports
 from flows.workspace import FOLDER, git, params_of, place_of
+from flows.zombies import sweep
 from nfm.config import Params, parse_params
 from nfm.errors import InputError
 from nfm.promotion.evidence import TAG, WORKSPACE, gather, standing, student_path
@@ -47,6 +48,7 @@ def retrain(recipe: Recipe | None = None, overrides: Overrides | None = None, pu
     root = Path.cwd()
     try:
         check_deployed(root)
+        sweep()
         return _retrain(root, recipe, dict(overrides or {}), push)
     except InputError as error:
         return Failed(name=REFUSED, message=str(error))

@@ -4,7 +4,9 @@
    calls one Crashed that gives none, and another one a run that a worker took and never started; a deploy step of
    prefect.yaml installs both, for runs with the tag `nfm`.
 2. Tasks give no signs. Those of a flow run that has ended are called Crashed by the next one, at its start and end.
-3. Nothing is lost by it: `prefect flow-run retry`, or another run, goes on, and what had finished is Cached.
+3. A server that is killed too may forget that it waits for a sign. Where a deployment has one slot, the run that has it
+   calls every other one Crashed that is still Running.
+4. Nothing is lost by it: `prefect flow-run retry`, or another run, goes on, and what had finished is Cached.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -16,15 +18,17 @@ from prefect.automations import AutomationCore, EventTrigger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import StateType
+from prefect.context import FlowRunContext
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import Posture
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
 NAME = "nfm: a run without a sign of life is crashed"
 NEVER = "nfm: a run that was never started is crashed"
 SIGNS = {"prefect.flow-run.heartbeat", "prefect.flow-run.Running"}  # a run may be killed before its first heartbeat
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-FLOWS = ("nfm", "nfm-stages", "nfm-shares")
+FLOWS = ("nfm", "nfm-stages", "nfm-shares", "nfm-retrain")
 PAGE = 200  # what the server returns at most
 
 
@@ -78,22 +82,43 @@ def _make(client: SyncPrefectClient, automation: AutomationCore) -> UUID:
 
 
 def sweep(settled: float = 60.0) -> int:
-    """Calls tasks Crashed that are still Running although their flow run, one of ours, has ended.
+    """Calls runs Crashed that are still Running and cannot be: see the top of this file, 2 and 3.
 
     Arguments:
-        settled: How long ago it must have ended, seconds, for states of tasks reach the server later than their flow's.
+        settled: How long ago a flow run must have ended before its tasks are, seconds, for states of tasks reach the
+            server later than their flow's.
 
     Returns:
         How many there were.
     """
     try:
         with get_client(sync_client=True) as client:
-            found = _orphans(client, datetime.now(UTC) - timedelta(seconds=settled))
-            for task in found:
+            displaced = _displaced(client)
+            for run in displaced:
+                client.set_flow_run_state(run.id, Crashed(message="another run has its deployment's only slot"))
+            orphans = _orphans(client, datetime.now(UTC) - timedelta(seconds=settled))
+            for task in orphans:
                 client.set_task_run_state(task.id, Crashed(message="its flow run has ended without it"), force=True)
-    except httpx.HTTPError:
+    except (httpx.HTTPError, ObjectNotFound):
         return 0  # a server that is away is no reason to stop; the next flow run sweeps
-    return len(found)
+    return len(displaced) + len(orphans)
+
+
+def _displaced(client: SyncPrefectClient) -> list[Any]:
+    """Returns the runs of the current run's deployment that have lost its only slot to it."""
+    context = FlowRunContext.get()
+    own = context.flow_run if context else None
+    if own is None or own.deployment_id is None:
+        return []
+    slots = client.read_deployment(own.deployment_id).global_concurrency_limit
+    if slots is None or slots.limit != 1:
+        return []
+    running: dict[str, Any] = {
+        "deployment_id": {"any_": [own.deployment_id]},
+        "state": {"type": {"any_": ["RUNNING"]}},
+    }
+    found = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(running), limit=PAGE)
+    return [run for run in found if run.id != own.id]
 
 
 def _crash(within: float) -> ChangeFlowRunState:

@@ -10,15 +10,17 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from prefect import State
+from prefect import State, flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import StateType
+from prefect.flow_engine import run_flow_sync
 from prefect.states import Pending, Running
 
 from flows.elsewhere import FLOW as STAGES
 from flows.fan_out import FLOW as SHARES
 from flows.pipeline import pipeline
+from flows.retrain import retrain
 from flows.zombies import FLOWS, NAME, NEVER, install, sweep
 from tests.conftest import ROOT
 from tests.test_flows import wait_for
@@ -112,8 +114,25 @@ def test_a_killed_run_is_crashed_with_its_tasks_and_one_that_lives_is_not(prefec
             process.wait()
 
 
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_run_whose_deployments_only_slot_another_has_is_crashed(slots: int):
+    @flow(name=pipeline.name)
+    def probe() -> int:
+        return sweep()
+
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(client.create_flow(probe), f"slots-{slots}", concurrency_limit=slots)
+        dead, own = (client.create_flow_run_from_deployment(deployment) for _ in range(2))
+        client.set_flow_run_state(dead.id, Running(), force=True)  # without a slot, as when its lease has run out
+        assert run_flow_sync(probe, flow_run=own, parameters={}) == (slots == 1)
+        assert client.read_flow_run(dead.id).state_type == (StateType.CRASHED if slots == 1 else StateType.RUNNING)
+        assert client.read_flow_run(own.id).state_type == StateType.COMPLETED
+        assert client.read_deployment(deployment).global_concurrency_limit.active_slots == 0
+
+
 def test_the_flows_that_are_swept_are_those_that_there_are():
-    assert set(FLOWS) == {pipeline.name, STAGES, SHARES}
+    assert set(FLOWS) == {pipeline.name, STAGES, SHARES, retrain.name}
 
 
 def test_without_a_server_nothing_is_swept_and_nothing_raised(monkeypatch: pytest.MonkeyPatch):
