@@ -61,3 +61,16 @@ def test_the_figures_of_shared_couplings_are_those_that_were_measured():
     assert f"{overhead['milliseconds_a_share']:.0f} ms, of which {overhead['cpu_milliseconds_a_share']:.0f} ms" in text
     assert f"took {overhead['seconds']:.0f} s and {sum(overhead['requests'].values())} requests" in text
     assert overhead["shares"] == 1000
+
+
+def test_what_kills_cost_is_what_was_measured():
+    measured = json.loads((ROOT / "results" / "chaos.json").read_text())
+    text = " ".join((ROOT / "docs" / "orchestration.md").read_text().split())
+    assert measured["kills"] == sum(kind["kills"] for kind in measured["by_kind"].values()) == 200
+    names = ("lost", "stale", "trained_twice", "hand_needed")
+    assert {name: measured[name] for name in names} == dict.fromkeys(names, 0)
+    assert f"Measured at commit `{measured['commit'][:7]}`, over {measured['rounds']} finished runs: 0 outputs" in text
+    assert f"{measured['updates_redone_after_a_checkpoint']} updates after a checkpoint were done again" in text
+    end = measured["seconds_from_sigterm_to_end"]
+    assert f"{end['most']} s is the longest that {end['of']} preempted runs took" in text
+    assert f"{len(measured['still_running'])} flow runs were still called Running" in text
