@@ -185,7 +185,7 @@ def _entry(content: Mapping[str, Any]) -> Entry:
 
 def _parsed(text: str) -> dict[str, Any] | None:
     try:
-        content = yaml.load(text, LOADER)
+        content = LOADER(text).get_single_data()
     except yaml.YAMLError:
         return None  # cut off by a kill, or being written
     return content if isinstance(content, dict) else None
