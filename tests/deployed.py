@@ -81,7 +81,7 @@ def worker(pool: str, folder: Path, environment: Mapping[str, str]) -> Iterator[
     finally:
         process.terminate()
         try:
-            process.wait(2)  # one that has nothing to do may take a minute to see that it is to end
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
