@@ -66,4 +66,6 @@ $(BIN)/uv:
 $(READY): requirements.lock pyproject.toml | $(BIN)/uv
 	$(UV) pip sync --quiet --compile-bytecode requirements.lock
 	$(UV) pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo 'import infra.dvc_waits; infra.dvc_waits.install()' \
+		>"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nfm_dvc_waits.pth"
 	@touch $@

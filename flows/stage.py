@@ -111,7 +111,7 @@ def run_stage(name: str, context: Context, limits: Sequence[str] = (), urgency: 
             return push(names, context) or state
         return state
     except BusyError as error:
-        return Failed(name="Busy", message=str(error))
+        return Failed(name="Busy", message=f"{name}: {words.holder([str(error)])}")
     except InputError as error:
         return Failed(message=str(error))
 
@@ -272,10 +272,11 @@ def push(names: Sequence[str], context: Context) -> State[None] | None:
     if status == 0:
         context.pushed.update(names)
         return None
-    kind = "Busy" if words.is_busy("\n".join(lines)) else words.unreachable(lines)
+    kept = f"{', '.join(names)}: the outputs are here and not in the DVC remote: "
+    if words.is_busy("\n".join(lines)):
+        return Failed(name="Busy", message=kept + words.holder(lines))
     said = words.short(words.errors(lines)) or f"dvc push ended with {ending(status)}"
-    reason = _clock(context, lines) or said
-    return Failed(name=kind, message=f"{', '.join(names)}: the outputs are here and not in the DVC remote: {reason}")
+    return Failed(name=words.unreachable(lines), message=kept + (_clock(context, lines) or said))
 
 
 def _repro(name: str, pull: bool = False) -> list[str]:
@@ -287,12 +288,15 @@ def _dvc(
     context: Context, command: Sequence[str], name: str | None = None, quiet: bool = False, **environment: str
 ) -> tuple[int, list[str]]:
     """Runs a DVC command, which may change a stage; returns its exit status and the lines that it has printed."""
-    logger, lines = get_run_logger(), []
+    logger, lines, level = get_run_logger(), [], logging.DEBUG if quiet else logging.INFO
 
     def on_line(line: str) -> None:
+        nonlocal level
         lines.append(line)
+        if words.is_busy(line):  # what follows is advice for a person; the stage's state says it shorter
+            level = logging.DEBUG
         if line.strip() and not line.strip().startswith(words.HINTS):
-            logger.log(logging.DEBUG if quiet else logging.INFO, line)
+            logger.log(level, line)
 
     folder, environment = context.checkout.root, _environment(context) | environment
     try:

@@ -58,7 +58,7 @@ def failure(name: str, status: int, lines: Sequence[str]) -> State[None]:
     """
     reason = errors(lines) or f"dvc repro ended with {ending(status)}"
     if is_busy(reason):
-        return Failed(name="Busy", message=reason)
+        return Failed(name="Busy", message=f"{name}: {holder(lines)}")
     if CUT.search(reason):
         return Failed(message=f"{name}: DVC's list of locks was cut off, as by a full disk; free some and run again")
     if f"Running stage '{name}':" not in lines:
@@ -113,3 +113,10 @@ def _not_sent(lines: Sequence[str]) -> list[tuple[str, str]]:
 def is_busy(text: str) -> bool:
     """Whether another process of DVC's was in the way."""
     return any(words in text for words in BUSY)
+
+
+def holder(lines: Sequence[str]) -> str:
+    """Returns what DVC says of another process that is in the way, in a sentence."""
+    found = re.search(r"\(PID (\d+)\)", " ".join(lines))
+    who = f"process {found[1]}" if found else "another process"
+    return f"waiting for {who}, which uses its files"

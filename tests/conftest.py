@@ -120,6 +120,21 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch.undo()
 
 
+def _tracking_uri_restored() -> Iterator[None]:
+    """Undoes what mlflow does for good when it is told where to keep its runs."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    if before is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+# After each test, and after what the tests of a file share.
+tracking_uri_of_test = pytest.fixture(autouse=True)(_tracking_uri_restored)
+tracking_uri_of_file = pytest.fixture(autouse=True, scope="module")(_tracking_uri_restored)
+
+
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory, quiet: None) -> Iterator[str]:
     """A Prefect server with its scheduler; its API's address.

@@ -1,12 +1,14 @@
 """Two runs at once on one checkout: both end well, and neither hears of locks."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.pairs import make_project, run_pair
-from flows.repro import main
+from infra import dvc_waits
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +18,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, quiet: None) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("kind", "delay"), [("flow+flow", 0.5), ("flow+repro", 4.0)])
+@pytest.mark.parametrize(("kind", "delay"), [("flow+flow", 0.5), ("flow+dvc", 4.0), ("dvc+flow", 2.0)])
 def test_both_of_two_runs_at_once_end_right_and_no_stage_runs_twice(
     project: Path, prefect_server: str, kind: str, delay: float
 ):
@@ -27,24 +29,39 @@ def test_both_of_two_runs_at_once_end_right_and_no_stage_runs_twice(
     assert pair.twice == []
 
 
+class LockError(Exception):
+    pass
+
+
+class Repro:
+    """DVC's command, in whose way somebody is for a while."""
+
+    def __init__(self, *answers: Exception | int) -> None:
+        self.answers = list(answers)
+
+    def run(self) -> int:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise RuntimeError("failed to reproduce 'data'") from answer
+        return answer
+
+
 def test_a_repro_by_hand_that_finds_the_files_taken_tries_again_and_says_so_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    (tmp_path / "dvc.py").write_text(
-        "import pathlib, sys\n"
-        "count = pathlib.Path('count')\n"
-        "n = int(count.read_text()) if count.exists() else 0\n"
-        "count.write_text(str(n + 1))\n"
-        "assert sys.argv[1:] == ['--wait-for-lock', 'repro', 'data']\n"
-        "if n < 2: print(\"ERROR: 'data.txt' is busy, it is being blocked by:\\n  (PID 1): dvc\"); sys.exit(255)\n"
-        "print('Running stage')\n"
+    monkeypatch.setattr(dvc_waits, "PAUSE", 0.0)
+    command = Repro(LockError("is busy"), LockError("is busy"), 3)
+    assert dvc_waits.waiting(Repro.run)(command) == 3
+    assert capsys.readouterr().out.count("waiting until it is done") == 1
+    with pytest.raises(RuntimeError):
+        dvc_waits.waiting(Repro.run)(Repro(ValueError("no such stage"), 0))
+
+
+def test_only_the_one_command_of_dvc_is_touched():
+    code = (
+        "import sys; before = len(sys.meta_path)\n"
+        "from dvc.commands import status, repro\n"
+        "print(before - len(sys.meta_path), status.CmdDataStatus.run.__module__, repro.CmdRepro.run.__module__)"
     )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flows.repro.PAUSE", 0.0)
-    assert main(["data"]) == 0
-    assert (tmp_path / "count").read_text() == "3"
-    out = capsys.readouterr().out
-    assert out.count("goes on when they are free") == 1
-    assert "busy" not in out
-    assert "PID" not in out
-    assert out.endswith("Running stage\n")
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["1", "dvc.commands.status", "infra.dvc_waits"]

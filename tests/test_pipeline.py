@@ -153,11 +153,6 @@ def test_the_summary_has_the_documented_shape(project):
 # What is read of a run afterwards
 
 
-@pytest.fixture(autouse=True)
-def _unset(monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # mlflow sets it; so it is unset afterwards
-
-
 def history_of(folder) -> History:
     return History(f"sqlite:///{folder}/mlflow.db")
 
@@ -441,7 +436,6 @@ def test_every_executed_stage_is_an_mlflow_run_below_one_parent(project):
 
 def test_the_first_flow_run_ends_with_the_teachers_student_as_champion(project, monkeypatch):
     folder, _, log = project
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # mlflow sets it; so it is unset afterwards
     [version] = open_registry(folder).versions("nfm-digits")
     record = json.loads((folder / "artifacts" / "runs" / "student@teacher-0.json").read_text())
     assert (version.number, version.aliases, version.run_id) == (1, ("champion",), record["run_id"])

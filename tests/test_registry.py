@@ -46,7 +46,6 @@ def project(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     shutil.copyfile(base / "mlflow.db", tmp_path / "mlflow.db")
     for name in ("first", "second"):
         shutil.copyfile(base / f"{name}.safetensors", tmp_path / f"{name}.safetensors")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # mlflow sets it; so it is unset afterwards
     return tmp_path
 
 

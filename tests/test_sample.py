@@ -42,7 +42,6 @@ def published(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Path:
 
 @pytest.fixture
 def project(published: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # mlflow sets it; so it is unset afterwards
     monkeypatch.chdir(published)
     for name in ("grid.png", "student.pt2"):
         (published / name).unlink(missing_ok=True)

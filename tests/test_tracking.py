@@ -30,7 +30,6 @@ from tests.students import save_random_student
 def project(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copyfile(database, tmp_path / "mlflow.db")
     monkeypatch.setenv("NFM_TRACKER", "mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # mlflow sets it; so it is unset afterwards
     return tmp_path
 
 

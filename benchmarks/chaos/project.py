@@ -22,14 +22,14 @@ WITHIN = 70  # seconds of silence after which a run counts as dead, instead of 6
 SLOT = 60  # seconds for which a run has the deployment's one slot, unless it renews it, instead of 300
 SIGN = 30  # seconds between signs of life, instead of 180: the shortest that Prefect takes
 CHECKPOINT, REPORT = 40, 5  # updates between checkpoints, and between reports
-# A stage trains for some seconds, so that kills land in its midst.
+# A stage trains for some seconds, so that kills land in its midst; in a short trial for a third of them.
+UPDATES = {"features": 600, "teacher": 300, "student": 600}
 SETTINGS = {
     **TINY,
     "couplings": ["teacher"],
     "coupling.teacher.draws": 2,  # stored, so that pairs are among the outputs
     "run.checkpoint_every": CHECKPOINT,
     "run.log_every": REPORT,
-    **{f"{stage}.train.steps": steps for stage, steps in (("features", 600), ("teacher", 300), ("student", 600))},
 }
 # Prefect reads these where its worker and its flows run.
 TIMING = {
@@ -47,13 +47,15 @@ class Project:
 
     Arguments:
         root: Where to; below a folder that PostgreSQL's user may enter.
+        short: Whether to train for a third of the updates.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, short: bool = False) -> None:
         self.root = root
         self.remote = ""
         run(root.parent, "git", "clone", "--quiet", str(ROOT), str(root))
-        params = with_overrides(read_mapping(root / "params.yaml"), SETTINGS)
+        steps = {f"{stage}.train.steps": steps // (3 if short else 1) for stage, steps in UPDATES.items()}
+        params = with_overrides(read_mapping(root / "params.yaml"), {**SETTINGS, **steps})
         (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         deploy = re.sub(r"(within|pending): \d+", rf"\1: {WITHIN}", (root / "prefect.yaml").read_text())
         # Signs of life for the one slot come more often too, so that a server that has lost it is found out.
