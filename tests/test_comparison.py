@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 from io import StringIO
 from pathlib import Path
@@ -128,6 +129,16 @@ def test_what_a_run_is_called_cannot_break_the_page_or_the_table():
     rows = rows_of([from_summary("<b>|</b>", summary_of())])
     assert "<b>" not in FORMATS["html"](rows, "fd")
     assert "<b>\\|</b>" in FORMATS["markdown"](rows, "fd")
+
+
+def test_a_page_has_a_figure_of_distance_against_what_is_known_of_cost():
+    student = {"seconds": 60.0, "before_seconds": 50.0, "currency": "EUR", "seconds_per_image": {"1": 1e-3, "5": 4e-3}}
+    page = FORMATS["html"](rows_of([from_summary("a", summary_of(cost={"student": {"teacher": student}}))]), "fd")
+    (alt,) = re.findall(r'<img src="data:image/svg[^"]*" alt="([^"]*)"', page)
+    assert "NFM 2.00 for 110 s at NFE 1 and 1.97 for 260 s at NFE 5" in alt  # 60 s and 50,000 samples
+    assert "FM 7.10 for 31 s at NFE 1 and 2.00 for 31 s at NFE 5" in alt  # whose sampling nobody has timed
+    assert "A vertical line is training alone" in page
+    assert "<img" not in FORMATS["html"](rows_of([from_summary("a", summary_of(seconds={}))]), "fd")
 
 
 # What words stand for

@@ -7,6 +7,7 @@ import pytest
 
 from nfm.cost import Rates, enough, of_stages, of_students, pays_after, price
 from nfm.energy import Meter
+from nfm.figures import Payback, Spent, fd_against_cost, payback
 from nfm.report.cost import cost_by_student
 
 RATES = Rates(0.36, {"H100": 3.6, "NVIDIA H100 NVL": 7.2}, "EUR")
@@ -111,3 +112,24 @@ def test_the_reports_table_has_the_distance_beside_the_cost():
     assert "energy" not in page
     never = cost_by_student(summary | {"cost": {"student": {"teacher": paid | {"pays_after": None}}}})
     assert "never (NFE 2)" in never
+
+
+def test_lines_of_time_cross_where_a_student_has_paid_for_its_teacher(tmp_path: Path):
+    before, own, student = 60.0, 3e-3, 1e-3
+    after = pays_after(before, own, student)
+    assert after is not None
+    assert own * after == pytest.approx(before + student * after)
+    paid, never = (Payback("NFM", "teacher", 2, before, student, n) for n in (after, None))
+    assert (
+        "NFM at NFE 2 has paid after 30,000 samples, with 60 s before it"
+        in payback(own, [paid], tmp_path / "a.svg").alt
+    )
+    assert "NFM at NFE 2 has never paid" in payback(own, [never], tmp_path / "b.svg").alt
+
+
+def test_distance_is_drawn_against_training_and_sampling_by_nfe_in_order(tmp_path: Path):
+    one = Spent("NFM", "teacher", {31: 1.0, 1: 2.0}, 60.0, {1: 1e-3, 31: 2e-2})
+    assert list(one.cost.items()) == [(1, 110.0), (31, 1060.0)]
+    figure = fd_against_cost([one], tmp_path / "cost.svg", metric="FID")
+    assert figure.alt.endswith("NFM 2.00 for 110 s at NFE 1 and 1.00 for 1,060 s at NFE 31.")
+    assert "prefers-color-scheme: dark" in figure.path.read_text()

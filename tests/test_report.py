@@ -200,7 +200,7 @@ def test_the_page_needs_nothing_but_itself(written):
     assert "url(" not in page
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert sources
-    assert all(source.startswith("data:") for source in sources)
+    assert all(source.startswith("data:") or f'id="{source[1:]}"' in page for source in sources)
 
 
 def test_the_page_opens_with_the_headline_then_the_picture(written):

@@ -20,6 +20,7 @@ class Cost:
         currency: Its name.
         joules: Energy, where every stage behind it could read its own.
         pays_after: Samples after which it has cost less than sampling the teacher would have.
+        seconds_per_image: Of sampling it, by NFE; empty where that was not measured.
     """
 
     seconds: float | None = None
@@ -27,6 +28,7 @@ class Cost:
     currency: str | None = None
     joules: float | None = None
     pays_after: float | None = None
+    seconds_per_image: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,9 @@ def cost_of(summary: Mapping[str, Any], coupling: str) -> Cost:
     """Returns what a summary says of one student's cost; of one written before it had a `cost`, the seconds alone."""
     found = summary.get("cost", {}).get("student", {}).get(coupling)
     if found:
-        return Cost(
-            found["seconds"], found.get("money"), found.get("currency"), found.get("joules"), found.get("pays_after")
-        )
+        known = {key: found.get(key) for key in ("money", "currency", "joules", "pays_after")}
+        per_image = {int(nfe): seconds for nfe, seconds in found.get("seconds_per_image", {}).items()}
+        return Cost(found["seconds"], **known, seconds_per_image=per_image)
     from nfm.report.tables import training_seconds
 
     seconds = training_seconds(summary.get("seconds", {}), [coupling]).get(coupling)

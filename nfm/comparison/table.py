@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from nfm.comparison.picture import cost_picture
 from nfm.comparison.significance import NO_SPREAD, Difference, differences
 from nfm.comparison.subject import Figures, Subject
 from nfm.report.tables import duration
@@ -150,7 +151,8 @@ def as_markdown(rows: Sequence[Row], metric: str) -> str:
 
 
 def as_html(rows: Sequence[Row], metric: str) -> str:
-    """Returns a page that needs no other file."""
+    """Returns a page that needs no other file, with a figure of distance against cost where that is known."""
+    students = [(row.run, row.coupling, row.figures) for row in rows]
     caption = f"{escape(metric)}, mean ± standard deviation of seeds; low is good"
     table = (
         wide_frame(rows)
@@ -161,12 +163,16 @@ def as_html(rows: Sequence[Row], metric: str) -> str:
         "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;color-scheme:light dark}div{overflow-x:auto}"
         "td,th{padding:.3rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid #8886}"
         "td:nth-child(-n+2),td:last-child{text-align:left}caption{text-align:left;padding:.3rem .7rem}"
+        "h1{font-size:1.3rem}"
+        "p,figcaption{max-width:44rem}figure{margin:1.5rem 0}img{width:100%;max-width:34rem;height:auto}"
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(metric)}</title><style>{style}</style></head>"
-        f'<body><div tabindex="0" role="group">{table}</div><p>{escape(LEGEND)}</p></body></html>\n'
+        f"<body><main><h1>Comparison by {escape(metric)}</h1>"
+        f'<div tabindex="0" role="group" aria-label="comparison">{table}</div>'
+        f"<p>{escape(LEGEND)}</p>{cost_picture(students, metric)}</main></body></html>\n"
     )
 
 

@@ -29,7 +29,7 @@ def paths(projected: Mapping[str, Tensor], path: Path) -> Figure:
         axes = canvas.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
         for ax, (name, points) in zip(axes, projected.items(), strict=False):
             _draw_paths(ax, np.asarray(points), shades[name])
-            ax.set_title(label(name), loc="left", color=shades[name], fontweight="bold")
+            ax.set_title(label(name), loc="left", fontweight="bold")
         for ax in list(axes)[len(projected) :]:
             ax.set_axis_off()
     bends = "; ".join(f"{label(k)} {100 * _detour(np.asarray(v)):.1f} %" for k, v in projected.items())

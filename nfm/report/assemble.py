@@ -2,11 +2,23 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
 
-from nfm.figures import Figure, coupling_diagnostics, fd_curves, hero, paths
+from nfm.figures import (
+    Figure,
+    Payback,
+    Spent,
+    coupling_diagnostics,
+    fd_against_cost,
+    fd_curves,
+    hero,
+    label,
+    paths,
+    payback,
+)
 from nfm.report.headline import full_metric
 from nfm.report.html import render
 from nfm.report.pictures import samples_by_nfe
@@ -19,6 +31,7 @@ def write_report(
     samples: Mapping[str, Mapping[str, Tensor]],
     projected: Mapping[str, Tensor],
     moments: tuple[Tensor, Tensor] | None,
+    records: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Figure]:
     """Writes index.html, which needs no other file, and the figures by themselves.
 
@@ -30,9 +43,11 @@ def write_report(
             ("euler-5"), of one seed, from the same noise and labels.
         projected: Paths in a plane by coupling, with shape (S + 1, B, 2).
         moments: Mean and variance of the teacher's noise, both with shape (C, H, W), or None.
+        records: What the stages have left, by their name in dvc.yaml.
 
     Returns:
-        The figures by name: "fd", "fd.png", and of "hero", "paths" and "noise" those that were given data.
+        The figures by name: "fd", "fd.png", and of "hero", "paths", "noise", "cost" and "payback" those that were
+        given data.
     """
     by_nfe = {name: samples_by_nfe(settings) for name, settings in samples.items() if settings}
     heun = _heun(summary, samples)
@@ -49,8 +64,46 @@ def write_report(
         figures["paths"] = paths(projected, folder / "paths.svg")
     if moments is not None:
         figures["noise"] = coupling_diagnostics(*moments, folder / "noise.svg")
-    render(summary, folder / "index.html", samples=by_nfe, figures=figures, heun=heun)
+    if spent := _spent(summary):
+        figures["cost"] = fd_against_cost(spent, folder / "cost.svg", floor=floor, metric=name)
+    if teacher and (paid := _paid(summary)):
+        figures["payback"] = payback(teacher["seconds_per_image"], paid, folder / "payback.svg")
+    render(summary, folder / "index.html", samples=by_nfe, figures=figures, heun=heun, records=records)
     return figures
+
+
+def _spent(summary: Mapping[str, Any]) -> list[Spent]:
+    """Returns what the students cost, of those couplings whose stages tell."""
+    return [
+        Spent(
+            label(name),
+            name,
+            {int(nfe): fmean(values) for nfe, values in summary["fd"][name].items()},
+            cost["seconds"],
+            {int(nfe): seconds for nfe, seconds in cost["seconds_per_image"].items()},
+        )
+        for name, cost in _students(summary).items()
+    ]
+
+
+def _paid(summary: Mapping[str, Any]) -> list[Payback]:
+    """Returns what came before the students of a teacher, where it was measured beside them."""
+    return [
+        Payback(
+            label(name),
+            name,
+            cost["pays_after_nfe"],
+            cost["before_seconds"],
+            cost["seconds_per_image"][str(cost["pays_after_nfe"])],
+            cost["pays_after"],
+        )
+        for name, cost in _students(summary).items()
+        if "pays_after_nfe" in cost
+    ]
+
+
+def _students(summary: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    return summary.get("cost", {}).get("student", {})
 
 
 def _heun(summary: Mapping[str, Any], samples: Mapping[str, Mapping[str, Tensor]]) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nfm.figures import label
 from nfm.report.headline import metric
-from nfm.report.tables import duration, shades, table
+from nfm.report.tables import duration, key, shades, table
 
 
 def cost_by_student(summary: Mapping[str, Any]) -> str:
@@ -31,9 +31,8 @@ def cost_by_student(summary: Mapping[str, Any]) -> str:
         cells += [duration(cost["seconds"]), *(_amount(cost, key) for key in optional)]
         cells += [f"{fmean(values):.2f}" if (values := summary["fd"][name].get(nfe)) else "–" for nfe in nfes]
         cells += [_pays(cost)] * pays
-        key = f'<span class="key" style="background:{shade}"></span>'
         filled = "".join(f"<td>{cell}</td>" for cell in cells)
-        body += f'<tr><th scope="row">{key}{escape(label(name))}</th>{filled}</tr>'
+        body += f'<tr><th scope="row">{key(shade)}{escape(label(name))}</th>{filled}</tr>'
     caption = (
         "What one student cost, mean of seeds, beside its distance at some NFE; before it for NFM: its share of the "
         "teacher and its draws, for OT: the potentials."

@@ -1,6 +1,7 @@
 """The report as one HTML file: no script, no network, styles and images inside."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -8,9 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from nfm.artifacts import atomic_path
-from nfm.figures import Figure, label
+from nfm.figures import SAMPLES, Figure, label
 from nfm.report.cost import cost_by_student
 from nfm.report.headline import full_metric, metric, sentences
+from nfm.report.origin import stages_table
 from nfm.report.pictures import Samples, data_uri, picture, strips
 from nfm.report.tables import Values, by_nfe, cost_by_coupling, cost_by_stage, duration, facts
 
@@ -24,38 +26,83 @@ MEASURES = {  # name -> caption, digits, which end is good
 }
 
 
+# Where a page is completed by what only a registry knows, see `nfm.report.complete`: links of the navigation, a section
+# after the comparison, and lines before the table of stages.
+LINK, CHAMPION, CHAIN = "<!-- link -->", "<!-- champion -->", "<!-- chain -->"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a heading.
+
+    Attributes:
+        id: Its anchor.
+        link: What the navigation calls it.
+        title: Its heading, as HTML.
+        content: As HTML; the section is left out where it is empty.
+    """
+
+    id: str
+    link: str
+    title: str
+    content: str
+
+    @property
+    def html(self) -> str:
+        """The section."""
+        return f'<section id="{self.id}"><h2>{self.title}</h2>{self.content}</section>' if self.content else ""
+
+    @property
+    def entry(self) -> str:
+        """Its entry in the navigation."""
+        return f'<li><a href="#{self.id}">{self.link}</a></li>' if self.content else ""
+
+
 def render(
-    summary: Mapping[str, Any], out: Path, *, samples: Samples, figures: Mapping[str, Figure], heun: Collection[int]
+    summary: Mapping[str, Any],
+    out: Path,
+    *,
+    samples: Samples,
+    figures: Mapping[str, Figure],
+    heun: Collection[int],
+    records: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Writes the page.
+    """Writes the page: headline, picture, comparison, diagnostics, where it is from, what it cost.
 
     Arguments:
         summary: What results/summary.json holds; sections that it lacks are left out.
         out: The file to write.
         samples: Pixels as uint8, with shape (K, C, H, W), by coupling and NFE.
-        figures: Any of "fd", "paths" and "noise".
+        figures: Any of "fd", "paths", "noise", "cost" and "payback".
         heun: NFEs that Heun sampled; Euler sampled the others.
+        records: What the stages have left, by their name in dvc.yaml.
     """
     first, second = sentences(summary)
-    parts = [
-        f'<p class="kicker">Normalized Flow Matching on {escape(summary["dataset"])}</p>',
-        f'<h1>{escape(first)}</h1><p class="lead">{escape(second)}</p>',
-        _picture(samples),
-        _distance(summary, figures, heun),
-        _all_samples(samples),
-        _paths(summary, figures),
-        _teacher(summary, figures),
-        _cost(summary),
-        _measures(summary, heun),
-        _method(summary, heun),
+    name = metric(summary)
+    comparison = Section("distance", name, f"{name} by network evaluations", _distance(summary, figures, heun))
+    sections = [
+        Section("samples", "Samples", "Samples at every NFE", _all_samples(samples)),
+        Section("paths", "Paths", "How straight the paths are", _paths(summary, figures)),
+        Section("teacher", "Teacher", "The teacher and its coupling", _teacher(summary, figures)),
+        Section("measures", "Measures", "Other measures", _measures(summary, heun)),
+        Section("origin", "Origin", "Where it is from", _origin(records or {})),
+        Section("cost", "Cost", "What it cost", _cost(summary, figures)),
+        Section("method", "Method", "How it was measured", _method(summary, heun)),
     ]
+    links = comparison.entry + LINK + "".join(section.entry for section in sections)
+    title = f"Normalized Flow Matching on {escape(summary['dataset'])}"
+    body = (
+        f'<a class="skip" href="#main">Skip to the results</a>'
+        f'<header><p class="kicker">{title}</p><nav aria-label="Sections"><ul>{links}</ul></nav></header>'
+        f'<main id="main" tabindex="-1"><h1>{escape(first)}</h1><p class="lead">{escape(second)}</p>'
+        f"{_picture(samples)}{comparison.html}{CHAMPION}{''.join(section.html for section in sections)}</main>"
+    )
     style = (resources.files("nfm.report") / "style.css").read_text(encoding="utf-8")
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>Normalized Flow Matching on {escape(summary['dataset'])}</title><style>{style}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
+        f"<title>{title}</title><style>{style}</style></head><body>{body}</body></html>\n"
     )
     with atomic_path(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -73,7 +120,7 @@ def _picture(samples: Samples) -> str:
 
 
 def _distance(summary: Mapping[str, Any], figures: Mapping[str, Figure], heun: Collection[int]) -> str:
-    name, count = metric(summary), _seeds(summary)
+    count = _seeds(summary)
     shown = f"mean ± standard deviation of {count} seeds" if count > 1 else "one seed, so no spread"
     floor = f" The training images themselves have {summary['floor']:.2f}." if summary.get("floor") else ""
     caption = (
@@ -82,10 +129,7 @@ def _distance(summary: Mapping[str, Any], figures: Mapping[str, Figure], heun: C
     groups = _by_solver(summary["fd"], heun, summary.get("fd_heun_5", {}))
     text = "The line is the mean of seeds, the shade one standard deviation. " if count > 1 else ""
     text += "Both axes are logarithmic: equal distances are equal ratios."
-    return _section(
-        f"{name} by network evaluations",
-        f'<div class="pair">{by_nfe(groups, caption)}{_figure(figures.get("fd"), text)}</div>',
-    )
+    return f'<div class="pair">{by_nfe(groups, caption)}{_figure(figures.get("fd"), text)}</div>'
 
 
 def _by_solver(values: Values, heun: Collection[int], heun_5: Mapping[str, Sequence[float]]) -> dict[str, Values]:
@@ -103,7 +147,7 @@ def _all_samples(samples: Samples) -> str:
     if not samples:
         return ""
     text = "All samples that were kept, one of each class where there are classes; the number beside a row is its NFE."
-    return _section("Samples at every NFE", f"<figure>{strips(samples)}<figcaption>{text}</figcaption></figure>")
+    return f"<figure>{strips(samples)}<figcaption>{text}</figcaption></figure>"
 
 
 def _paths(summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
@@ -117,8 +161,7 @@ def _paths(summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
     )
     text = "The same noise (rings) and what it becomes (dots), in one random plane shared by all couplings."
     left = by_nfe({"": kappa}, caption, digits=3) + prose if kappa else ""
-    content = f'<div class="pair"><div>{left}</div>{_figure(figures.get("paths"), text)}</div>'
-    return _section("How straight the paths are", content)
+    return f'<div class="pair"><div>{left}</div>{_figure(figures.get("paths"), text)}</div>'
 
 
 def _teacher(summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
@@ -129,8 +172,7 @@ def _teacher(summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
         "Mean and variance of z in every dimension, first seed; dashed: the standard normal that students start from. "
         "What z lacks of it they have never been shown."
     )
-    content = f'<div class="pair"><div>{tables}</div>{_figure(figures.get("noise"), text)}</div>'
-    return _section("The teacher and its coupling", content)
+    return f'<div class="pair"><div>{tables}</div>{_figure(figures.get("noise"), text)}</div>'
 
 
 def _coupling_facts(summary: Mapping[str, Any]) -> str:
@@ -190,14 +232,30 @@ def _teacher_facts(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _cost(summary: Mapping[str, Any]) -> str:
+def _origin(records: Mapping[str, Mapping[str, Any]]) -> str:
+    found = stages_table(records)
+    return f"{CHAIN}{found}" if found else ""
+
+
+def _cost(summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
     seconds = summary.get("seconds")
     if not seconds:
         return ""
-    if summary.get("cost", {}).get("student"):  # too wide for half a page
-        return _section("What it cost", f'{cost_by_student(summary)}<div class="pair">{cost_by_stage(seconds)}</div>')
-    tables = cost_by_stage(seconds) + cost_by_coupling(seconds, list(summary["fd"]))
-    return _section("What it cost", f'<div class="pair">{tables}</div>')
+    if not summary.get("cost", {}).get("student"):
+        tables = cost_by_stage(seconds) + cost_by_coupling(seconds, list(summary["fd"]))
+        return f'<div class="pair">{tables}</div>'
+    spent = (
+        f"Mean of seeds; a curve's numbers are its fewest and its most NFE. The time is that of the stages and of "
+        f"{SAMPLES:,} samples in batches, on the machine that ran them, beside what else it did."
+    )
+    paid = (
+        "Where the lines cross, the teacher and its draws have been paid for: the time that the student's samples "
+        "have saved over the teacher's own is as long as they took."
+    )
+    drawn = _figure(figures.get("cost"), spent) + _figure(figures.get("payback"), paid)
+    # The table is too wide for half a page.
+    pair = f'<div class="pair">{drawn}</div>' if drawn else ""
+    return f'{pair}{cost_by_student(summary)}<div class="pair">{cost_by_stage(seconds)}</div>'
 
 
 def _measures(summary: Mapping[str, Any], heun: Collection[int]) -> str:
@@ -212,7 +270,7 @@ def _measures(summary: Mapping[str, Any], heun: Collection[int]) -> str:
                 metric=escape(full_metric(summary, train=True)), name=f" ({escape(full)})" if full else ""
             )
             tables += by_nfe(_by_solver(values, heun, {}), f"{caption}.", digits=digits, best=best)
-    return _section("Other measures", f'<div class="pair">{tables}</div>') if tables else ""
+    return f'<div class="pair">{tables}</div>' if tables else ""
 
 
 def _method(summary: Mapping[str, Any], heun: Collection[int]) -> str:
@@ -244,11 +302,7 @@ def _method(summary: Mapping[str, Any], heun: Collection[int]) -> str:
         "Source": "Berthelot et al., The Coupling Within, arXiv 2603.09014; teacher: TarFlow, arXiv 2412.06329; "
         "minibatch OT: arXiv 2302.00482; semidiscrete OT: arXiv 2509.25519; flow matching: arXiv 2210.02747.",
     }
-    return _section("How it was measured", f"<dl>{''.join(f'<dt>{k}</dt><dd>{v}</dd>' for k, v in rows.items())}</dl>")
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>"
+    return f"<dl>{''.join(f'<dt>{k}</dt><dd>{v}</dd>' for k, v in rows.items())}</dl>"
 
 
 def _figure(figure: Figure | None, caption: str) -> str:

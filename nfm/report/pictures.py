@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from nfm.figures import label, several_steps, spread_over, tile
-from nfm.report.tables import shades
+from nfm.report.tables import key, shades
 
 Samples = Mapping[str, Mapping[int, Tensor]]  # coupling -> NFE -> uint8 (K, C, H, W)
 
@@ -39,7 +39,7 @@ def picture(samples: Samples) -> str:
     rows = f'<div class="row head"><span class="name"></span>{heads}</div>'
     for name, shade in shades(list(samples)).items():
         cells = "".join(_image(tile(spread_over(samples[name][n], 6), 3), f"{label(name)}, NFE {n}") for n in shown)
-        rows += f'<div class="row"><span class="name" style="--shade:{shade}">{escape(label(name))}</span>{cells}</div>'
+        rows += f'<div class="row"><span class="name">{key(shade)}{escape(label(name))}</span>{cells}</div>'
     return f'<div class="picture" style="--columns:{len(shown)}">{rows}</div>'
 
 
@@ -51,7 +51,7 @@ def strips(samples: Samples) -> str:
             f"<span>{nfe}</span>{_image(tile(images, len(images), size=24), f'{label(name)}, NFE {nfe}')}"
             for nfe, images in samples[name].items()
         )
-        blocks += f'<div class="strips"><h3 style="--shade:{shade}">{escape(label(name))}</h3>{rows}</div>'
+        blocks += f'<div class="strips"><h3>{key(shade)}{escape(label(name))}</h3>{rows}</div>'
     return f'<div class="blocks">{blocks}</div>'
 
 

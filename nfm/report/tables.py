@@ -1,5 +1,6 @@
 """Tables of a run as HTML: measures by NFE and coupling, single figures, cost."""
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from statistics import fmean, stdev
@@ -62,9 +63,15 @@ def table(head: Sequence[str], body: str, caption: str, *, kind: str, couplings:
         for name in head
     )
     return (
-        f'<div class="scroll" tabindex="0" role="group"><table class="{kind}" style="--columns:{len(head) - 1}">'
-        f"<caption>{caption}</caption><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{_name(caption)}">'
+        f'<table class="{kind}" style="--columns:{len(head) - 1}">'
+        f"<caption><span>{caption}</span></caption><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def key(shade: str) -> str:
+    """Returns the square that stands for a coupling beside its name; names themselves are in ink, to be read."""
+    return f'<span class="key" style="background:{shade}"></span>'
 
 
 def facts(rows: Sequence[tuple[str, str, str]], head: tuple[str, str, str], caption: str) -> str:
@@ -102,9 +109,8 @@ def cost_by_coupling(seconds: Mapping[str, float], couplings: Sequence[str]) -> 
         return ""
     for name, shade in shades(couplings).items():
         before, student = cost[name]
-        key = f'<span class="key" style="background:{shade}"></span>'
         cells = "".join(f"<td>{duration(value)}</td>" for value in (before, student, before + student))
-        body += f'<tr><th scope="row">{key}{escape(label(name))}</th>{cells}</tr>'
+        body += f'<tr><th scope="row">{key(shade)}{escape(label(name))}</th>{cells}</tr>'
     caption = "Training time of one student; before it for NFM: the teacher and its draws, for OT: the potentials."
     return table(["coupling", "before", "student", "together"], body, caption, kind="plain")
 
@@ -135,6 +141,11 @@ def training_seconds(seconds: Mapping[str, float], couplings: Sequence[str]) -> 
             return {}
         shares[name] = (sum(made) / len(students), fmean(students))
     return shares
+
+
+def _name(caption: str) -> str:
+    """Returns the first clause of a caption, for readers who do not see the table."""
+    return re.split("[,;.] ", re.sub("<[^>]*>", "", caption), maxsplit=1)[0].rstrip(".")
 
 
 def _cells(row: Sequence[Sequence[float] | None], digits: int, best: Any) -> str:

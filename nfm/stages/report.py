@@ -31,7 +31,14 @@ def report(root: Path, params: Params) -> None:
         write_json(root / "results" / "summary.json", summary)
         write_csvs(summary, root / "results")
         samples, projected = load_samples(root, params)
-        write_report(summary, root / "report", samples=samples, projected=projected, moments=load_moments(root, params))
+        write_report(
+            summary,
+            root / "report",
+            samples=samples,
+            projected=projected,
+            moments=load_moments(root, params),
+            records=_records(root, params),
+        )
         for name in ("summary.json", "fd.csv", "seconds.csv"):
             run.tracker.artifact(root / "results" / name, name)
         run.tracker.artifact(root / "report" / "index.html", "report.html")
