@@ -144,7 +144,6 @@ def _decide(root: Path, folder: Path, params: Params, seen: Seen, drift: Mapping
     from nfm.promotion.decide import CHALLENGER, CHAMPION, promote
     from nfm.promotion.record import only_one
     from nfm.registry.client import model_name, open_registry
-    from nfm.registry.notes import attach
     from nfm.registry.provenance import description, tags_of
     from nfm.stages.run import stage_device
     from nfm.train.launch import open_processes
@@ -168,7 +167,7 @@ def _decide(root: Path, folder: Path, params: Params, seen: Seen, drift: Mapping
         if CHAMPION not in version.aliases:
             registry.move(name, {CHALLENGER: version.number})
     if drift is not None:
-        attach(registry, version, "drift.json", drift)
+        registry.attach(version, "drift.json", drift)
     device = stage_device(open_processes())
     entry = promote(
         open_desk(root, name),

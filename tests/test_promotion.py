@@ -171,7 +171,7 @@ def desk(root, registry):
         return datetime(2026, 1, 1, tzinfo=UTC).replace(microsecond=len(ticks))
 
     ticks = []
-    return Desk(registry, registry.attach, NAME, root, clock)
+    return Desk(registry, NAME, root, clock)
 
 
 def test_a_promotion_moves_three_aliases_and_is_written_in_three_places(tmp_path):

@@ -4,7 +4,10 @@ import base64
 import io
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -87,6 +90,31 @@ def test_a_student_is_published_once(registry: Registry, project: Path):
     assert len(registry.versions(NAME)) == 2
 
 
+def publish_at_once(root: Path, student: Path, monkeypatch: pytest.MonkeyPatch) -> list[Version]:
+    """Publishes a student twice, by threads of which neither has seen the other's version when it makes its own."""
+    both, create = threading.Barrier(2, timeout=120), Registry._create
+
+    def create_once_both_have_looked(*arguments: Any) -> Any:
+        both.wait()
+        return create(*arguments)
+
+    monkeypatch.setattr(Registry, "_create", create_once_both_have_looked)
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda _: publish(open_registry(root), student), range(2)))
+
+
+def test_a_student_that_two_publish_at_once_is_one_version_and_one_model(
+    registry: Registry, project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    third = save_random_student(project / "third.safetensors", seed=2)
+    assert [version.number for version in publish_at_once(project, third, monkeypatch)] == [3, 3]
+    assert [version.number for version in registry.versions(NAME)] == [1, 2, 3]
+    experiment = registry._client.get_experiment_by_name("nfm").experiment_id
+    logged = registry._client.search_logged_models([experiment])
+    assert sum(model.tags["weights.sha256"] == sha256(third) for model in logged) == 1
+    assert registry.weights(registry.find(NAME, "3")).read_bytes() == third.read_bytes()
+
+
 def test_a_kill_between_the_first_version_and_its_alias_is_made_good(registry: Registry, project: Path):
     registry.move(NAME, {CHAMPION: None})
     publish(registry, project / "second.safetensors")
@@ -151,7 +179,7 @@ def test_a_registry_that_does_not_answer_is_one_sentence(tmp_path: Path, monkeyp
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     registry = open_registry(tmp_path)
-    with pytest.raises(InputError, match=r"registry at http://127\.0\.0\.1:9 does not answer"):
+    with pytest.raises(InputError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer"):
         registry.find(NAME, CHAMPION)
 
 
@@ -169,7 +197,9 @@ def test_a_server_keeps_versions_aliases_and_weights_as_a_local_database_does(
         registry = open_registry(project)
         made = registry.publish(third, "nfm-mnist", run_id=tracker.run_id, tags=TAGS, description="By a server.")
         assert (made.number, made.aliases, made.run_id) == (1, (CHAMPION,), tracker.run_id)
-        assert publish(registry, third).number == 3  # of another name, after those that are there
+        at_once = publish_at_once(project, third, monkeypatch)
+        assert [version.number for version in at_once] == [3, 3]  # of another name, after those that are there
+        assert [version.number for version in registry.versions(NAME)] == [1, 2, 3]
         registry.move(NAME, {CHAMPION: 3, PREVIOUS: 1})
         assert numbers(registry) == {CHAMPION: 3, PREVIOUS: 1}
         assert registry.weights(registry.find(NAME, CHAMPION)).read_bytes() == third.read_bytes()

@@ -113,4 +113,4 @@ def test_a_registry_that_is_away_is_a_warning(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     release(project, project, STATES)
-    assert "the student teacher-1 was not published: MLflow's registry at http://127.0.0.1:9 does not" in caplog.text
+    assert "the student teacher-1 was not published: MLflow at http://127.0.0.1:9 does not" in caplog.text

@@ -30,7 +30,6 @@ from nfm.errors import InputError
 from nfm.promotion import record
 from nfm.promotion.watch import list_data
 from nfm.registry.client import Registry, open_registry
-from nfm.registry.notes import attach
 from tests.command import nfm
 from tests.conftest import ROOT, shell
 from tests.test_flows import wait_for
@@ -265,12 +264,12 @@ def test_the_record_is_kept_with_the_run_that_made_a_version(project: Project):
     client = mlflow.MlflowClient(registry.uri)
     run = client.create_run(client.create_experiment("notes", (project.root / "mlartifacts").as_uri()))
     version = replace(registry.find(NAME, "2"), run_id=run.info.run_id)
-    assert attach(registry, version, "promotions/a.json", {"action": "promoted"})
-    assert attach(registry, version, "promotions/b.json", {"action": "refused"})
+    assert registry.attach(version, "promotions/a.json", {"action": "promoted"})
+    assert registry.attach(version, "promotions/b.json", {"action": "refused"})
     kept = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "promotions")}
     assert kept == {"promotions/a.json", "promotions/b.json"}
-    assert not attach(registry, replace(version, run_id="0" * 32), "x.json", {})
-    assert not attach(registry, replace(version, run_id=None), "x.json", {})
+    assert not registry.attach(replace(version, run_id="0" * 32), "x.json", {})
+    assert not registry.attach(replace(version, run_id=None), "x.json", {})
 
 
 def test_imported_images_are_brought_up_to_date_before_anybody_looks(project: Project, tmp_path: Path):

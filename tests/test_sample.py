@@ -126,7 +126,7 @@ def test_a_registry_that_is_away_is_one_sentence(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert nfm(monkeypatch, "sample", "--model", CHAMPION, "--out", "grid.png") == 2
-    assert "registry at http://127.0.0.1:9 does not answer" in capsys.readouterr().err
+    assert "MLflow at http://127.0.0.1:9 does not answer" in capsys.readouterr().err
     assert nfm(monkeypatch, "sample", "--model", STUDENT, "--out", "grid.png") == 0  # a file needs no registry
 
 

@@ -12,13 +12,11 @@ from nfm.promotion.evidence import WORKSPACE, gather, of_tags, student_path
 from nfm.promotion.judge import Candidate, Verdict, judge
 from nfm.promotion.record import Entry
 from nfm.registry.client import DIGEST, Registry, Version, open_registry
-from nfm.registry.notes import attach
 
 
 def open_desk(root: Path, model: str) -> Desk:
     """Returns where decisions on a model are taken: the registry of the project."""
-    registry = open_registry(root)
-    return Desk(registry, lambda version, path, content: attach(registry, version, path, content), model, root)
+    return Desk(open_registry(root), model, root)
 
 
 def judge_versions(

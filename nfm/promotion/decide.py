@@ -21,6 +21,7 @@ class Registry(Protocol):
     def versions(self, name: str) -> Any: ...
     def move(self, name: str, aliases: Mapping[str, int | None]) -> None: ...
     def tag(self, version: Any, tags: Mapping[str, str]) -> None: ...
+    def attach(self, version: Any, path: str, content: Mapping[str, Any]) -> bool: ...
 
 
 class Outcome(Protocol):
@@ -43,14 +44,12 @@ class Desk:
 
     Attributes:
         registry: Holds the versions.
-        attach: Keeps JSON under a path with the run of a version; returns whether it could.
         model: Name of the registered model.
         root: The project's folder, for the record and the lock.
         clock: Tells the time.
     """
 
     registry: Registry
-    attach: Callable[[Any, str, Mapping[str, Any]], bool]
     model: str
     root: Path
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -156,7 +155,7 @@ def _write(
 ) -> Entry:
     """Adds an entry to the version's tags, to its run as an artifact, and to the file."""
     entry = Entry(action, desk.model, version.number, _number(champion), reason, desk.clock(), figures or {})
-    desk.attach(version, f"promotions/{entry.stamp}.json", entry.content)
+    desk.registry.attach(version, f"promotions/{entry.stamp}.json", entry.content)
     desk.registry.tag(version, {f"{TAG}{entry.stamp}": f"{action}: {reason}"[:4000]})
     append(desk.root, entry)
     return entry

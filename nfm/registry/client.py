@@ -2,24 +2,23 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nfm.artifacts import atomic_path, sha256
 from nfm.errors import InputError
 from nfm.registry.logged import DIGEST, WEIGHTS, find_logged, log_student
-from nfm.tracking import connect, tracking_uri
+from nfm.registry.store import ABSENT, Store, reason_of
+from nfm.tracking import tracking_uri
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 ABOUT = (
     "Students that make images, by `python -m nfm sample` or `mlflow models serve`. The alias champion is on the "
     "version in use. In: columns label (optional), seed, nfe, solver, guidance. Out: a PNG in base64."
 )
-ABSENT = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code
+WAY_OUT = "`python -m nfm trace models:/NAME/NUMBER` names the run that made them, `restore` brings that back from DVC"
 RUN = "run_id"  # tag of a version: the run that made the student, also where another store holds it
 
 
@@ -61,10 +60,8 @@ def open_registry(root: Path) -> "Registry":
     return Registry(tracking_uri(root), root)
 
 
-class Registry:
+class Registry(Store):
     """The registry at a tracking URI.
-
-    Every method raises InputError where the registry does not answer.
 
     Arguments:
         uri: The tracking URI.
@@ -72,26 +69,16 @@ class Registry:
     """
 
     def __init__(self, uri: str, root: Path) -> None:
-        self.uri, self._root = uri, root
-
-    @cached_property
-    def _connection(self) -> tuple[Any, Any]:
-        return connect(self.uri)  # which makes a local database where there is none
-
-    @property
-    def _mlflow(self) -> Any:
-        return self._connection[0]
-
-    @property
-    def _client(self) -> Any:
-        return self._connection[1]
+        super().__init__(uri)
+        self._root = root
 
     def publish(
         self, student: Path, name: str, *, run_id: str | None, tags: Mapping[str, str], description: str
     ) -> Version:
         """Makes a student a version of a model; the first version of a name gets the alias champion.
 
-        A student whose weights are published already stays the version that it is.
+        A student whose weights are published already stays the version that it is. Nor do two processes that publish it
+        at the same moment, each without seeing the other's, leave two versions: see `_settle`.
 
         Arguments:
             student: Its safetensors file.
@@ -106,8 +93,10 @@ class Registry:
         digest = sha256(student)
         with self._asked():
             self._make(name)
-            known = [version for version in self._versions(name) if version.tags.get(DIGEST) == digest]
-            version = known[0] if known else self._create(student, name, run_id, {**tags, DIGEST: digest}, description)
+            version = self._published(name, digest)
+            if version is None:
+                made, own = self._create(student, name, run_id, {**tags, DIGEST: digest}, description)
+                version = self._settle(made, own)
             # Also where a kill came between the first version and its alias.
             if version.number == 1 and not self._client.get_registered_model(name).aliases:
                 self._client.set_registered_model_alias(name, CHAMPION, "1")
@@ -159,6 +148,18 @@ class Registry:
             for key, value in tags.items():
                 self._client.set_model_version_tag(version.name, str(version.number), key, str(value))
 
+    def attach(self, version: Version, path: str, content: Mapping[str, Any]) -> bool:
+        """Keeps JSON as an artifact of the run that made a version.
+
+        Returns:
+            Whether it could: the run may be in another store, or not known.
+        """
+        with self._asked():
+            known = self._known(version.run_id)
+            if known is not None:
+                self._client.log_dict(known, dict(content), path)
+        return known is not None
+
     def run_tags(self, run_id: str | None) -> dict[str, str]:
         """Returns the tags of a run, none where this store does not hold it."""
         with self._asked():
@@ -175,17 +176,27 @@ class Registry:
         kept = self._root / ".cache" / "models" / f"{wanted}.safetensors"
         if wanted and kept.is_file() and sha256(kept) == wanted:
             return kept
-        with self._asked(), tempfile.TemporaryDirectory() as folder:
-            uri = f"{version.uri}/{WEIGHTS}"
-            found = Path(self._mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
+        with tempfile.TemporaryDirectory() as folder:
+            found = self._download(version, folder)
             if sha256(found) != wanted:
                 raise InputError(
-                    f"the weights of {version.name} version {version.number} have not the SHA-256 of its tag {DIGEST}; "
-                    "they are damaged in MLflow's store: publish the student again"
+                    f"the weights of {version.name} version {version.number} have not the SHA-256 of its tag {DIGEST}: "
+                    f"they are damaged in MLflow's store; {WAY_OUT}"
                 )
             with atomic_path(kept) as temporary:
                 shutil.copyfile(found, temporary)
         return kept
+
+    def _download(self, version: Version, folder: str) -> Path:
+        """Fetches a version's weights into a folder."""
+        uri = f"{version.uri}/{WEIGHTS}"
+        try:
+            return Path(self._mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
+        except (self._mlflow.MlflowException, OSError) as error:
+            raise InputError(
+                f"the weights of {version.name} version {version.number} cannot be fetched from MLflow at {self.uri} "
+                f"({reason_of(error)}); {WAY_OUT}"
+            ) from error
 
     def _make(self, name: str) -> None:
         try:
@@ -193,12 +204,26 @@ class Registry:
         except self._mlflow.MlflowException as error:
             if error.error_code != ABSENT:
                 raise
-            self._client.create_registered_model(name, description=ABOUT)
+            try:
+                self._client.create_registered_model(name, description=ABOUT)
+            except self._mlflow.MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
+                    raise
 
-    def _create(self, student: Path, name: str, run_id: str | None, tags: dict[str, str], description: str) -> Version:
-        """Makes a version of the model that the run has logged; logs it first where it has not."""
+    def _published(self, name: str, digest: str) -> Version | None:
+        """Returns the version with some weights, the first if there are several."""
+        return next((version for version in self._versions(name) if version.tags.get(DIGEST) == digest), None)
+
+    def _create(
+        self, student: Path, name: str, run_id: str | None, tags: dict[str, str], description: str
+    ) -> tuple[Version, str | None]:
+        """Makes a version of the model that the run has logged; logs it first where it has not.
+
+        Returns:
+            The version, and the id of the model that was logged for it, if any.
+        """
         run_id, named = self._known(run_id), run_id
-        model = find_logged(self._client, run_id, tags[DIGEST])
+        found = model = find_logged(self._client, run_id, tags[DIGEST])
         if model is None:
             model = log_student(
                 self._mlflow, self._client, student, uri=self.uri, root=self._root, run_id=run_id, tags=tags
@@ -208,7 +233,22 @@ class Registry:
         made = self._client.create_model_version(
             name, f"models:/{model}", run_id, tags=tags, description=description, model_id=model
         )
-        return self._version(name, int(made.version))
+        return self._version(name, int(made.version)), None if found else model
+
+    def _settle(self, made: Version, model: str | None) -> Version:
+        """Returns the version that keeps the weights of one just made: itself, or one that was made a moment before.
+
+        MLflow has no transactions and no unique tags, but it counts versions up, and a version is there before the next
+        number is given out. So of two processes that have not seen each other's the one with the higher number finds
+        the lower, and takes its own back; the one with the lower number finds that it is the first.
+        """
+        first = self._published(made.name, made.tags[DIGEST])
+        if first is None or first.number == made.number:
+            return made
+        self._client.delete_model_version(made.name, str(made.number))
+        if model is not None:
+            self._client.delete_logged_model(model)
+        return first
 
     def _known(self, run_id: str | None) -> str | None:
         """Returns the run's id if this store holds it: a student may come from another one by DVC."""
@@ -240,22 +280,6 @@ class Registry:
         with self._asked():
             names = sorted(model.name for model in self._client.search_registered_models(max_results=100))
         return f"there are {', '.join(names)}" if names else "nothing has been published there, `make demo` does so"
-
-    def _is_absent(self) -> bool:
-        """Whether it is a local database that nobody has made; asking would make it."""
-        return self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).exists()
-
-    @contextmanager
-    def _asked(self) -> Iterator[None]:
-        """Turns a registry that does not answer, or has lost a file, into a sentence."""
-        try:
-            yield
-        except (self._mlflow.MlflowException, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"MLflow's registry at {self.uri} does not answer as expected ({reason}); start it, or correct "
-                "MLFLOW_TRACKING_URI"
-            ) from error
 
 
 def _version(found: Any, aliases: Mapping[str, str]) -> Version:

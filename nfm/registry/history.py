@@ -3,15 +3,14 @@
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nfm.errors import InputError
-from nfm.tracking import EXPERIMENT, YARDSTICK, connect, tracking_uri
+from nfm.registry.store import ABSENT, Store
+from nfm.tracking import EXPERIMENT, YARDSTICK, tracking_uri
 
 NEWEST = ["attributes.start_time DESC"]
 PAGE = 1000
@@ -70,27 +69,8 @@ def open_history(root: Path) -> "History":
     return History(tracking_uri(root))
 
 
-class History:
-    """The runs at a tracking URI. Every method raises InputError where it does not answer.
-
-    Arguments:
-        uri: The tracking URI.
-    """
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-
-    @cached_property
-    def _connected(self) -> tuple[Any, Any]:
-        return connect(self.uri)
-
-    @property
-    def _mlflow(self) -> Any:
-        return self._connected[0]
-
-    @property
-    def _client(self) -> Any:
-        return self._connected[1]
+class History(Store):
+    """The runs at a tracking URI."""
 
     def find(self, word: str) -> Run | None:
         """Returns the run of an id, or of at least six of its first digits, else the newest of a name.
@@ -210,7 +190,7 @@ class History:
             try:
                 return self._client.get_run(word)
             except self._mlflow.MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                if error.error_code != ABSENT:
                     raise
                 return None
         if not re.fullmatch("[0-9a-f]{6,31}", word):
@@ -222,21 +202,6 @@ class History:
     def _newest(self, condition: str) -> Any:
         experiments = [found.experiment_id for found in self._client.search_experiments()]
         return next(iter(self._client.search_runs(experiments, condition, order_by=NEWEST, max_results=1)), None)
-
-    def _is_absent(self) -> bool:
-        """Whether it is a local database that nobody has made; asking would make it."""
-        return self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).exists()
-
-    @contextmanager
-    def _asked(self) -> Iterator[None]:
-        """Turns a server that does not answer, or has lost a file, into a sentence."""
-        try:
-            yield
-        except (self._mlflow.MlflowException, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"MLflow at {self.uri} does not answer as expected ({reason}); start it, or correct MLFLOW_TRACKING_URI"
-            ) from error
 
 
 def _run(found: Any) -> Run:
