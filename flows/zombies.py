@@ -5,7 +5,7 @@
    prefect.yaml installs both, for runs with the tag `nfm`.
 2. Tasks give no signs. Those of a flow run that has ended are called Crashed by the next one, at its start and end.
 3. A server that is killed too may forget that it waits for a sign. Where a deployment has one slot, the run that has it
-   calls every other one Crashed that is still Running.
+   calls every other one Crashed that has been Running or Pending since before, for both states take the slot.
 4. Nothing is lost by it: `prefect flow-run retry`, or another run, goes on, and what had finished is Cached.
 """
 
@@ -82,7 +82,7 @@ def _make(client: SyncPrefectClient, automation: AutomationCore) -> UUID:
 
 
 def sweep(settled: float = 60.0) -> int:
-    """Calls runs Crashed that are still Running and cannot be: see the top of this file, 2 and 3.
+    """Calls runs Crashed that are called Running or Pending and cannot be: see the top of this file, 2 and 3.
 
     Arguments:
         settled: How long ago a flow run must have ended before its tasks are, seconds, for states of tasks reach the
@@ -113,12 +113,14 @@ def _displaced(client: SyncPrefectClient) -> list[Any]:
     slots = client.read_deployment(own.deployment_id).global_concurrency_limit
     if slots is None or slots.limit != 1:
         return []
-    running: dict[str, Any] = {
+    holding: dict[str, Any] = {
         "deployment_id": {"any_": [own.deployment_id]},
-        "state": {"type": {"any_": ["RUNNING"]}},
+        "state": {"type": {"any_": ["RUNNING", "PENDING"]}},
     }
-    found = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(running), limit=PAGE)
-    return [run for run in found if run.id != own.id]
+    found = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(holding), limit=PAGE)
+    since = client.read_flow_run(own.id).start_time
+    # One that came later has the slot itself, and this run has lost it.
+    return [run for run in found if run.id != own.id and since and run.state and run.state.timestamp < since]
 
 
 def _crash(within: float) -> ChangeFlowRunState:

@@ -14,8 +14,8 @@ from tests.servers import prefect_server_in
 
 ROOT = Path(__file__).parents[1]
 
-# Files that take minutes go first, so that no core is idle at the end.
-LONG = ("test_chaos", "test_disk", "test_stack", "test_deployments", "test_elsewhere", "test_faults", "test_pipeline")
+# Files that take a minute or more go first, the longest ones before others, so that no core is idle at the end.
+LONG = ["chaos", "pipeline", "deployments", "disk", "stack", "elsewhere", "faults", "fan_out", "retrain", "zombies"]
 
 # data > work@left, work@right > report; each command notes its name, so that runs can be counted.
 GRAPH = """\
@@ -55,7 +55,11 @@ else:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        return LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=place)
 
 
 @dataclass(frozen=True)

@@ -117,16 +117,22 @@ def test_a_killed_run_is_crashed_with_its_tasks_and_one_that_lives_is_not(prefec
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("slots", [1, 2])
 def test_a_run_whose_deployments_only_slot_another_has_is_crashed(slots: int):
-    @flow(name=pipeline.name)
-    def probe() -> int:
-        return sweep()
-
     with get_client(sync_client=True) as client:
+
+        @flow(name=pipeline.name)
+        def probe() -> int:
+            client.set_flow_run_state(later.id, Running(), force=True)
+            return sweep()
+
         deployment = client.create_deployment(client.create_flow(probe), f"slots-{slots}", concurrency_limit=slots)
-        dead, own = (client.create_flow_run_from_deployment(deployment) for _ in range(2))
-        client.set_flow_run_state(dead.id, Running(), force=True)  # without a slot, as when its lease has run out
-        assert run_flow_sync(probe, flow_run=own, parameters={}) == (slots == 1)
-        assert client.read_flow_run(dead.id).state_type == (StateType.CRASHED if slots == 1 else StateType.RUNNING)
+        dead, taken, later, own = (client.create_flow_run_from_deployment(deployment) for _ in range(4))
+        # Without a slot, as when its lease has run out.
+        client.set_flow_run_state(dead.id, Running(), force=True)
+        client.set_flow_run_state(taken.id, Pending(), force=True)
+        assert run_flow_sync(probe, flow_run=own, parameters={}) == (2 if slots == 1 else 0)
+        ends = [client.read_flow_run(run.id).state_type for run in (dead, taken, later)]
+        crashed = [StateType.CRASHED, StateType.CRASHED, StateType.RUNNING]
+        assert ends == (crashed if slots == 1 else [StateType.RUNNING, StateType.PENDING, StateType.RUNNING])
         assert client.read_flow_run(own.id).state_type == StateType.COMPLETED
         assert client.read_deployment(deployment).global_concurrency_limit.active_slots == 0
 

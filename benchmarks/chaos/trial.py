@@ -116,7 +116,11 @@ class _Trial:
         """Gives the dead time to be found, and the command once more, which has to find everything up to date."""
         time.sleep(patience)
         idle = Player(self._project, self._server, Deck(0, random.Random(0)), {}).play()
-        left = [run["name"] for what in ("flow_runs", "task_runs") for run in self._server.live(what)]
+        left = [
+            f"{run['name']} {run['state']['type']}"
+            for what in ("flow_runs", "task_runs")
+            for run in self._server.live(what)
+        ]
         self._say(f"settled: {idle.seconds:.0f} s, {list(idle.spans)} ran, {left} still Running")
         return {
             "stages_run_again_at_the_end": sorted(idle.spans),
