@@ -8,11 +8,9 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prefect import State, flow
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.context import get_run_context
@@ -26,7 +24,7 @@ from flows.elsewhere import Elsewhere
 from flows.fan_out import FanOut
 from flows.identity import check_deployed, identity_of
 from flows.neighbours import show_history, tags_of
-from flows.parameters import Overrides, Recipe, Stages
+from flows.parameters import Overrides, Recipe, Stages, overrides_of
 from flows.process import Processes
 from flows.release import release
 from flows.slots import Slots
@@ -40,6 +38,7 @@ from nfm.tracking import NoParent, open_parent
 GIB = 2**30
 STAGE_MEMORY = 2 * GIB
 THREADS = 64  # tasks that wait for others hold a thread each; `workers` says how many stages run
+SET = "a param by its dotted key, such as student.train.steps=100; may be repeated"
 REFUSED = "Refused"  # state of a flow run on bad input
 
 
@@ -273,13 +272,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=__doc__)
     parser.add_argument("--recipe", help="run a recipe instead of params.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET)
     parser.add_argument("--stages", nargs="+", metavar="STAGE", help="default: report")
     given = parser.parse_args(arguments)
     # Prefect turns SIGTERM into an end of its own only where its worker has started the flow.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        overrides = dict(_override(text) for text in given.overrides)
+        overrides = overrides_of(given.overrides)
         params = params_of(Path.cwd(), given.recipe, overrides)  # before a server is started
     except InputError as error:
         print(f"nfm: {error}", file=sys.stderr)
@@ -305,21 +304,6 @@ def closing(folder: Path) -> str:
         "MLflow:  `make ui`, then http://127.0.0.1:5000/#/experiments/1/runs\n"
         "Prefect: `make ui`, then http://127.0.0.1:4200, flow nfm"
     )
-
-
-def _override(text: str) -> tuple[str, Any]:
-    """Parses key=value, the value as YAML; unlike in YAML 1.1 a number may be written 1e-4."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set is {text!r}, expected KEY=VALUE such as student.train.steps=100")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {key} is {value!r}, which is not YAML") from error
-    if isinstance(parsed, str):
-        with suppress(ValueError):
-            parsed = float(parsed)
-    return key, parsed
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from flows.identity import check_deployed
-from flows.parameters import Overrides, Recipe
-from flows.pipeline import REFUSED, pipeline
+from flows.parameters import Overrides, Recipe, overrides_of
+from flows.pipeline import REFUSED, SET, pipeline
 from flows.seen import Seen, digest_of, last_seen, leave_mark, update_imports
-from flows.workspace import FOLDER, git, params_of, place_of
+from flows.spent import note, remove_spent
+from flows.workspace import params_of, place_of
 from flows.zombies import sweep
 from nfm.config import Params, parse_params
 from nfm.errors import InputError
@@ -63,6 +64,8 @@ def _retrain(root: Path, recipe: str | None, overrides: dict[str, Any], push: bo
     if last and seen.same(last):
         return Completed(name=NOTHING, message=f"No new data since {last.time} ({last.decision})")
     folder = place_of(root, params_of(root, recipe, overrides)) if recipe or overrides else root
+    if folder != root:
+        note(folder)
     bring: Any = pipeline
     run, drift = partial(bring, recipe, overrides or None, push=push, return_state=True), None
     if old := _before(root, last):
@@ -71,6 +74,7 @@ def _retrain(root: Path, recipe: str | None, overrides: dict[str, Any], push: bo
             return Failed(message=state.message)
         drift = _report_drift(old, folder, params)
         if stopped := _too_far(drift, params.promote.drift):
+            _tidy(root, params, last.folder if last else ".")
             return stopped
     state = run()
     if not state.is_completed():
@@ -78,6 +82,7 @@ def _retrain(root: Path, recipe: str | None, overrides: dict[str, Any], push: bo
     action, reason = _decide(root, folder, params, seen, drift)
     time, kept = datetime.now(UTC).isoformat(timespec="seconds"), folder.relative_to(root).as_posix()
     leave_mark(root, replace(seen, folder=kept, time=time, decision=reason))
+    _tidy(root, params, kept)
     return Completed(name=NAMES.get(action, action), message=reason)
 
 
@@ -155,7 +160,7 @@ def _decide(root: Path, folder: Path, params: Params, seen: Seen, drift: Mapping
         "data.listing": seen.data,
         TAG: json.dumps(gather(folder, params, coupling, seed)),
     }
-    with only_one(root):  # two at once would publish the same weights twice
+    with only_one(root):  # or another retraining may make it champion before it is called challenger
         version = registry.publish(
             student_path(folder, coupling, seed),
             name,
@@ -176,7 +181,6 @@ def _decide(root: Path, folder: Path, params: Params, seen: Seen, drift: Mapping
     )
     text = json.dumps(entry.content, indent=2)
     create_markdown_artifact(key="promotion", markdown=f"{entry.reason}\n\n```json\n{text}\n```", description=name)
-    _remove_workspaces(root, registry.versions(name), own[WORKSPACE])
     return entry.action, f"{name}: {entry.reason}"
 
 
@@ -186,16 +190,16 @@ def _flow_run() -> dict[str, str]:
     return {} if run is None else {"prefect.flow_run": str(run.id)}
 
 
-def _remove_workspaces(root: Path, versions: Sequence[Any], kept: str) -> None:
-    """Removes the workspaces of versions that have no alias; what they made stays in DVC's cache."""
-    places = [(version.tags.get(WORKSPACE, "."), version.aliases) for version in versions]
-    used = {kept, *(place for place, aliases in places if aliases)}
-    for place in {place for place, _ in places} - used:
-        if Path(place).parts[:1] == (FOLDER,) and (root / place).is_dir():
-            try:
-                git(root, "worktree", "remove", "--force", place)
-            except InputError as error:
-                get_run_logger().warning(f"{place} stays: {error}")
+def _tidy(root: Path, params: Params, kept: str) -> None:
+    """Removes the workspaces of retrainings but one, and those of versions that have an alias."""
+    from nfm.registry.client import model_name, open_registry
+
+    try:
+        versions = open_registry(root).versions(model_name(params.data.kind))
+        used = {kept, *(version.tags.get(WORKSPACE, ".") for version in versions if version.aliases)}
+        remove_spent(root, used)
+    except InputError as error:  # what was decided stands
+        get_run_logger().warning(f"old workspaces stay: {error}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -206,16 +210,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m flows.retrain", description=__doc__)
     parser.add_argument("--recipe", help="retrain by a recipe instead of params.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=SET)
     parser.add_argument("--push", action="store_true", help="send the outputs of each stage to the DVC remote")
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        params_of(Path.cwd(), given.recipe, None)  # before a server is started
+        overrides = overrides_of(given.overrides)
+        params_of(Path.cwd(), given.recipe, overrides)  # before a server is started
     except InputError as error:
         print(f"nfm: {error}", file=sys.stderr)
         return 2
     run: Any = retrain
-    state = run(given.recipe, None, given.push, return_state=True)
+    state = run(given.recipe, overrides or None, given.push, return_state=True)
     if state.is_completed():
         print(f"\n{state.name}: {state.message}")
         return 0

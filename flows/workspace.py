@@ -99,6 +99,16 @@ def worktree(root: Path, folder: Path, commit: str) -> Iterator[Path]:
         raise
 
 
+def remove(root: Path, folder: Path) -> None:
+    """Removes a workspace; what was made in it stays in DVC's cache.
+
+    Raises:
+        InputError: Git does not say that it is gone.
+    """
+    with _locked(folder.parent / "lock"):
+        _remove(root, folder)
+
+
 def _remove(root: Path, folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)

@@ -344,7 +344,8 @@ def _mlflow() -> Any:
 
 
 def _client(uri: str) -> Any:
-    return _mlflow().MlflowClient(tracking_uri=uri)
+    with _answering(uri):  # a local database is opened here, and an address looked at
+        return _mlflow().MlflowClient(tracking_uri=uri)
 
 
 @contextmanager

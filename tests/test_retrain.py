@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from flows.retrain import retrain
+from flows.retrain import main, retrain
 from flows.seen import MARK, last_seen, update_imports
 from nfm.artifacts import sha256
 from nfm.config import read_mapping, with_overrides
@@ -117,6 +117,13 @@ class Project:
     def aliases(self) -> dict[str, int]:
         return {alias: version.number for version in self.registry.versions(NAME) for alias in version.aliases}
 
+    @property
+    def workspaces(self) -> set[str]:
+        return {f".workspaces/{path.name}" for path in (self.root / ".workspaces").iterdir() if path.is_dir()}
+
+    def workspace_of(self, alias: str) -> str:
+        return self.registry.find(NAME, alias).tags["workspace"]
+
     def command(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
         command = [sys.executable, *arguments]
         return subprocess.Popen(
@@ -201,12 +208,22 @@ def test_without_new_data_nothing_is_trained_and_torch_not_even_imported(project
     assert (project.root / MARK).read_text() == mark
 
 
-def test_a_retraining_stops_where_the_data_have_drifted_further_than_allowed(project: Project):
+def test_a_retraining_stops_where_the_data_have_drifted_further_than_allowed(project: Project, monkeypatch, capsys):
     write_images(project.root / "images", slice(None))
-    state = ran(project, **{"promote.drift": 1.0e-6})
-    assert (state.name, state.is_failed()) == ("Drifted", True), state.message
-    assert "above promote.drift = 1e-06" in state.message
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the process is the tests' own
+    assert main(["--set", "promote.drift=1e-6"]) == 1
+    assert "above promote.drift = 1e-06" in capsys.readouterr().err
     assert project.executed == {"prepare": 2, "train": 1}
+    assert project.workspaces == {project.workspace_of("champion")}
+
+
+def test_a_bad_override_is_one_sentence_before_anything_runs(project: Project, monkeypatch, capsys):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for override, words in {"promote.drfit=1": "did you mean 'drift'", "promote.drift": "expected KEY=VALUE"}.items():
+        assert main(["--set", override]) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
 
 
 def test_killed_in_the_middle_the_next_retraining_goes_on_and_promotes_what_is_better(project: Project):
@@ -239,6 +256,7 @@ def test_poisoned_data_are_refused_with_numbers_and_the_champion_stays(project: 
     assert [line["action"] for line in (first, promoted, refused)] == ["first", "promoted", "refused"]
     assert promoted["figures"]["test"]["p"] < 0.05 <= refused["figures"]["test"]["p"]
     assert ran(project).name == "No new data"
+    assert project.workspaces == {project.workspace_of(alias) for alias in project.aliases}
 
 
 def test_a_rollback_and_a_promotion_by_hand_follow_the_same_rules(project: Project, monkeypatch, capsys):
