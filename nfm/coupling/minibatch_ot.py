@@ -1,7 +1,6 @@
 """Noise permuted inside a batch by optimal transport."""
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from nfm.coupling.base import Batch, Coupling, Pairs, full_precision, normal_like
@@ -47,6 +46,8 @@ def assign(data: Tensor, noise: Tensor) -> Tensor:
     Returns:
         The row of `noise` for each row of `data`, a permutation with shape (B,).
     """
+    from scipy.optimize import linear_sum_assignment  # other couplings need not wait for its import
+
     # |x - z|^2 = |x|^2 + |z|^2 - 2 x.z, and the norms add the same to every permutation.
     with full_precision(data):
         cost = -(data.flatten(1) @ noise.flatten(1).T)

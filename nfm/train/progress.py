@@ -3,9 +3,10 @@
 import sys
 import time
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _REFRESH = 0.1  # seconds; drawing at every update would cost as much as a small model's update
 
@@ -65,7 +66,10 @@ class Display:
         print(f"{self._name}  {text}", file=sys.stderr, flush=True)
 
 
-def _bar() -> Progress:
+def _bar() -> "Progress":
+    from rich.console import Console  # a fifth of a second, where no terminal is to see it
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
