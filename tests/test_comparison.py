@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 from io import StringIO
 from pathlib import Path
@@ -16,6 +17,7 @@ from nfm.comparison.significance import differences, holm, welch
 from nfm.comparison.subject import from_summary
 from nfm.comparison.table import FORMATS, rows_of
 from tests.command import nfm
+from tests.conftest import ROOT, shell
 
 FD = {
     "independent": {"1": [7.0, 7.2, 7.1], "5": [2.0, 2.3, 1.7]},
@@ -114,6 +116,40 @@ def test_another_run_is_held_against_the_same_coupling_of_the_first():
     assert [row.baseline for row in rows] == [None, ("a", "independent"), ("a", "independent"), ("a", "teacher")]
     assert rows[3].against[1].value == pytest.approx(2.0)
     assert rows[3].verdict.startswith("worse at NFE 1")
+
+
+def said_by_dvc(*words: str) -> dict[str, Any]:
+    """What DVC answers, without what it says of metrics and plots that are not there."""
+    return json.loads(re.search(r"^{.*}$", shell(["dvc", *words, "--json"], Path.cwd()), re.MULTILINE)[0])
+
+
+def test_dvcs_diffs_show_the_same_figures(tmp_path: Path, monkeypatch, capsys):
+    """Of the graph of this repository, at a commit and after it."""
+    for name in ("dvc.yaml", "params.yaml", "results/summary.json", "results/fd.csv", ".dvc/config"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "before"]):
+        subprocess.run(["git", *command], check=True)
+    before = json.loads((tmp_path / "results/summary.json").read_text())
+    after = json.loads((tmp_path / "results/summary.json").read_text())
+    after["fd"]["teacher"]["5"] = [2 * value for value in before["fd"]["teacher"]["5"]]
+    after["mean"]["fd"]["teacher"]["5"] = 2 * before["mean"]["fd"]["teacher"]["5"]
+    write(tmp_path, after)
+    text = (tmp_path / "results/fd.csv").read_text()
+    mean = str(before["mean"]["fd"]["teacher"]["5"])
+    assert text.count(mean) == 1
+    (tmp_path / "results/fd.csv").write_text(text.replace(mean, str(after["mean"]["fd"]["teacher"]["5"])))
+
+    rows = compared(monkeypatch, capsys, "git:HEAD", "results/summary.json")
+    ours = [float(row["fd"]) for row in rows if (row["coupling"], row["nfe"]) == ("teacher", "5")]
+    (metrics,) = said_by_dvc("metrics", "diff").values()
+    assert set(metrics) == {"mean.fd.teacher.5"}
+    assert [metrics["mean.fd.teacher.5"][side] for side in ("old", "new")] == pytest.approx(ours)
+    drawn = said_by_dvc("plots", "diff", "HEAD")["data"]["FD by NFE"]
+    points = [point for each in drawn for point in each["content"]["data"]["values"]]
+    found = {p["rev"]: float(p["teacher"]) for p in points if (p["nfe"], p["field"]) == ("5", "teacher")}
+    assert [found["HEAD"], found["workspace"]] == pytest.approx(ours)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

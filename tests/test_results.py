@@ -16,6 +16,11 @@ SUMMARIES = [
     for name in [*recipe_names(), "digits-redraw", "mnist-narrow", "mnist16-6000", "mnist16-redraw"]
     if name != "digits" and (ROOT / "results" / f"{name}.json").is_file()
 ]
+PAIRS = {
+    "flow+flow": "times two flow runs",
+    "flow+dvc": "times `dvc repro` beside a flow run",
+    "dvc+flow": "times a flow run beside `dvc repro`",
+}
 STUDIES = sorted((ROOT / "results" / "studies").glob("*.json"))
 
 
@@ -76,3 +81,20 @@ def test_what_kills_cost_is_what_was_measured():
     assert end["most"] < NOTICE
     assert f"{end['most']} s is the longest that {end['of']} preempted runs took" in text
     assert f"{len(measured['still_running'])} flow runs were still called Running" in text
+
+
+def test_what_two_runs_at_once_come_to_is_what_was_measured():
+    measured = json.loads((ROOT / "results" / "pairs.json").read_text())
+    text = " ".join((ROOT / "docs" / "orchestration.md").read_text().split())
+    for kind, words in PAIRS.items():
+        found = measured[kind]
+        assert (found["both_right"], found["lock_errors"], found["trained_twice"]) == (found["pairs"], 0, 0)
+        assert f"{found['pairs']} {words}" in text
+
+
+def test_what_mlflows_interface_takes_is_what_was_measured():
+    measured = json.loads((ROOT / "results" / "mlflow_ui.json").read_text())
+    text = " ".join((ROOT / "docs" / "tracking.md").read_text().split())
+    assert f"With {measured['runs']} runs" in text
+    for view, seconds in measured["seconds"].items():
+        assert f"{view} {seconds:.0f} s" in text
