@@ -31,7 +31,7 @@ LEVELS = [
     ["evaluate@teacher-0"],
     ["report"],
 ]
-TIMED = ("artifacts/runs/", "report/run.json", "report/index.html")  # what holds seconds
+TIMED = ("artifacts/runs/", "report/run.json", "report/index.html", "report/cost.svg", "report/payback.svg")  # seconds
 
 
 @flow(name="disk", task_runner=ThreadPoolTaskRunner(max_workers=8))

@@ -14,7 +14,7 @@ from nfm.tracker import record_of
 # What a run says of itself, and not of its results.
 OWN = ("seconds", "seconds_per_image", "peak_memory_mb", "peak_gpu_memory_mb", "joules", "cost", "run_id")
 # Files that draw or list those figures.
-TIMED = ("report/index.html", "results/seconds.csv")
+TIMED = ("report/index.html", "report/cost.svg", "report/payback.svg", "results/seconds.csv")
 
 
 def fingerprints(root: Path) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Data sets by name."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +25,12 @@ def digits(test_fraction: float, seed: int) -> Source:
         Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998).
         https://doi.org/10.24432/C50P49
     """
-    # A line per image: 64 values and the class. Read here, since importing scikit-learn takes longer than all else.
-    package = find_spec("sklearn")
-    assert package is not None
-    assert package.origin is not None
-    table = torch.from_numpy(np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=","))
-    pixels, target = (table[:, :-1] * 255 / 16).round().to(torch.uint8).reshape(-1, 1, 8, 8), table[:, -1].long()
-    examples = Examples.of(pixels, target)
-    train, test = stratified_split(target, test_fraction, seed)
+    from sklearn.datasets import load_digits
+
+    values, target = (np.asarray(array) for array in load_digits(return_X_y=True))
+    pixels = torch.from_numpy(values * 255 / 16).round().to(torch.uint8).reshape(-1, 1, 8, 8)
+    examples = Examples.of(pixels, torch.from_numpy(target).long())
+    train, test = stratified_split(torch.from_numpy(target).long(), test_fraction, seed)
     return Source(
         name="digits",
         shape=(1, 8, 8),

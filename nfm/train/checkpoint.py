@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nfm.artifacts import load_tensors, save_tensors
 from nfm.errors import InputError
-from nfm.train.adamw import AdamW
 from nfm.train.ema import Average
 from nfm.train.streams import restore_streams, stream_states
 
@@ -79,7 +79,7 @@ class Checkpoint:
     key: str
     model: nn.Module
     average: Average
-    optimizer: AdamW
+    optimizer: torch.optim.Optimizer
     scaler: Any = None
 
     def save(self, tally: Tally) -> None:
@@ -134,11 +134,14 @@ class Checkpoint:
     def _restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         self.model.load_state_dict(_below("model/", tensors))
         self.average.module.load_state_dict(_below("average/", tensors))
-        parameters = trainable(self.model)
+        state = {number: {} for number in range(len(trainable(self.model)))}
+        numbers = {name: number for number, name in enumerate(trainable(self.model))}
         for path, value in _below("optimizer/", tensors).items():
             kind, _, name = path.partition("/")
-            parameter = parameters[name]
-            self.optimizer.state.setdefault(parameter, {})[kind] = value.to(parameter.device)
+            state[numbers[name]][kind] = value
+        content = self.optimizer.state_dict()
+        filled = {number: values for number, values in state.items() if values}
+        self.optimizer.load_state_dict({**content, "state": filled})
         if self.scaler is not None:
             self.scaler.load_state_dict(header["scaler"])
         restore_streams(_below("streams/", tensors), header["streams"])

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, DynamoBackend, GradientAccumulationPlugin, parse_flag_from_env
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env
 
 from nfm.errors import InputError
 
@@ -106,13 +106,3 @@ def open_accelerator(precision: Literal["no", "bf16", "fp16"]) -> Accelerator:
             "must hold the whole model; run `accelerate config` and choose plain multi-GPU"
         )
     return accelerator
-
-
-def adds_to_models(accelerator: Accelerator) -> bool:
-    """Returns whether a model needs wrapping: for other processes, autocast or the compiler.
-
-    Where it needs none accelerate would still import torch's sharded tensors to see that it is not one.
-    """
-    compiler = accelerator.state.dynamo_plugin
-    compiled = compiler is not None and compiler.backend != DynamoBackend.NO
-    return accelerator.num_processes > 1 or accelerator.mixed_precision != "no" or compiled

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from nfm.errors import InputError
-from nfm.train.adamw import AdamW
 from nfm.train.checkpoint import Checkpoint, Tally, checkpoint_path, trainable
 from nfm.train.ema import Average
 from nfm.train.launch import open_accelerator
@@ -91,7 +90,9 @@ def train(
     _check_processes(name, plan, accelerator.num_processes)
     mine = copy.deepcopy(model).to(accelerator.device).train()
     average = Average(mine, plan.ema)
-    optimizer = AdamW(trainable(mine).values(), plan.betas, plan.weight_decay)
+    optimizer = torch.optim.AdamW(
+        trainable(mine).values(), plan.lr, plan.betas, weight_decay=plan.weight_decay, fused=True
+    )
     saved = None
     if folder is not None:
         path = checkpoint_path(folder)

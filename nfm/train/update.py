@@ -4,16 +4,13 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from nfm.random import generator_for
-from nfm.train.adamw import AdamW
 from nfm.train.checkpoint import trainable
-from nfm.train.launch import adds_to_models
 from nfm.train.order import batch_indices, pieces
 from nfm.train.plan import Plan
 from nfm.train.schedule import learning_rate
@@ -60,7 +57,7 @@ class Updater:
         self,
         accelerator: Accelerator,
         model: nn.Module,
-        optimizer: AdamW,
+        optimizer: torch.optim.Optimizer,
         loss: Loss,
         plan: Plan,
         count: int,
@@ -69,16 +66,17 @@ class Updater:
         self._accelerator, self._optimizer, self._loss = accelerator, optimizer, loss
         self._plan, self._count, self._seed = plan, count, seed
         self._parameters = list(trainable(model).values())
-        self._bare = model
-        self._model = accelerator.prepare_model(model) if adds_to_models(accelerator) else model
+        self._model = accelerator.prepare_model(model)
 
     def __call__(self, step: int) -> Outcome:
         """Makes the update of a number, counted from 0."""
         plan = self._plan
         lr = learning_rate(step, steps=plan.steps, lr=plan.lr, warmup=plan.warmup, final_lr=plan.final_lr)
-        self._optimizer.zero_grad()
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.zero_grad(set_to_none=True)
         loss = self._backward(step)
-        scaler: Any = self._accelerator.scaler  # takes whatever has parameter groups and steps
+        scaler = self._accelerator.scaler
         if scaler is not None:
             scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, plan.clip, foreach=True)
@@ -86,15 +84,16 @@ class Updater:
         loss_value, norm_value = torch.stack((loss, norm.to(loss.dtype))).tolist()
         applied = math.isfinite(loss_value) and math.isfinite(norm_value)
         if applied:
-            self._optimizer.step(lr) if scaler is None else scaler.step(self._optimizer, lr)
+            self._optimizer.step() if scaler is None else scaler.step(self._optimizer)
         if scaler is not None:
             scaler.update()
         return Outcome(loss_value, norm_value, lr, applied)
 
     def bare_model(self) -> nn.Module:
         """Returns the model without what the accelerator has added to it."""
-        vars(self._bare).pop("forward", None)  # left by autocast, hides the method of the class
-        return self._bare
+        model = self._accelerator.unwrap_model(self._model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        vars(model).pop("forward", None)  # left by autocast, hides the method of the class
+        return model
 
     def _backward(self, step: int) -> Tensor:
         """Leaves the gradient of the batch's mean loss in the parameters and returns that loss."""
