@@ -1,8 +1,6 @@
 """The flow over the graph that dvc.yaml states, and its command line."""
 
 import argparse
-import base64
-import json
 import os
 import signal
 import sys
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import State, flow
-from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.context import get_run_context
 from prefect.futures import PrefectFuture, wait
 from prefect.logging import get_run_logger
@@ -27,12 +24,12 @@ from flows.neighbours import show_history, tags_of
 from flows.parameters import Overrides, Recipe, Stages, overrides_of
 from flows.process import Processes
 from flows.release import release
+from flows.report import closing, publish
 from flows.slots import Slots
 from flows.stage import Context, run_stage
 from flows.workspace import params_of, place_of, workspace
 from flows.zombies import sweep
 from nfm.errors import InputError
-from nfm.tracker import record_of
 from nfm.tracking import NoParent, open_parent
 
 GIB = 2**30
@@ -163,10 +160,9 @@ def run_graph(
         context.processes.stop()
         _close(history, "KILLED")
         raise
+    version = release(folder, home or folder, states) if publishes else None
     if states.get("report") and states["report"].name not in ("Cached", None):
-        publish(folder)
-    if publishes:
-        release(folder, home or folder, states)
+        publish(folder, home or folder, history, version)
     sweep()
     state = _summary(states)
     _close(history, "FINISHED" if state.is_completed() else "FAILED")
@@ -229,41 +225,6 @@ def _close(history: NoParent, status: str) -> None:
         get_run_logger().warning(str(error))
 
 
-def publish(folder: Path) -> None:
-    """Shows FD by coupling and NFE, the FD curves and the place of the report in Prefect's UI.
-
-    Arguments:
-        folder: Where the report stage has left results/summary.json and report/.
-    """
-    try:
-        summary = json.loads((folder / "results" / "summary.json").read_text())
-    except (OSError, ValueError):
-        return
-    fd = summary.get("fd") or {}
-    rows = [
-        {"coupling": name, **{nfe: round(sum(v) / len(v), 2) for nfe, v in by_nfe.items() if v}}
-        for name, by_nfe in fd.items()
-    ]
-    if rows:
-        title = f"Fréchet distance by NFE, {summary.get('metric') or summary.get('dataset', '')}"
-        create_table_artifact(key="fd", table=rows, description=title)
-    curves = folder / "report" / "fd.png"
-    if curves.is_file():
-        # In the URL itself: the server need not reach this machine's files.
-        url = f"data:image/png;base64,{base64.b64encode(curves.read_bytes()).decode()}"
-        create_image_artifact(image_url=url, key="fd-curves", description="Fréchet distance against NFE")
-    create_markdown_artifact(key="report", markdown=_report_markdown(folder))
-
-
-def _report_markdown(folder: Path) -> str:
-    report = (folder / "report" / "index.html").resolve()
-    lines = [f"Report: [{report}]({report.as_uri()})"]
-    run_id = record_of(folder, "report").get("run_id")
-    if run_id:
-        lines.append(f"MLflow run of the report stage: {run_id}")
-    return "\n\n".join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the flow from the command line.
 
@@ -291,19 +252,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     print(f"nfm: {state.message}", file=sys.stderr)
     return 2 if state.name == REFUSED else 1
-
-
-def closing(folder: Path) -> str:
-    """Returns what to read next: the headline, where the report is, how to open the interfaces."""
-    headline, report = folder / "report" / "headline.txt", folder / "report" / "index.html"
-    if not (headline.is_file() and report.is_file()):
-        return "There is no report yet; the stage `report` makes it."
-    return (
-        f"\n{headline.read_text()}\n"
-        f"Report:  {report.resolve().as_uri()}\n"
-        "MLflow:  `make ui`, then http://127.0.0.1:5000/#/experiments/1/runs\n"
-        "Prefect: `make ui`, then http://127.0.0.1:4200, flow nfm"
-    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import State
 from prefect.logging import get_run_logger
@@ -12,9 +12,12 @@ from nfm.errors import InputError
 from nfm.tracker import record_of
 from nfm.tracking import is_mlflow
 
+if TYPE_CHECKING:
+    from nfm.registry.client import Version
 
-def release(folder: Path, home: Path, states: Mapping[str, State[Any]]) -> None:
-    """Publishes a run's student in MLflow; what keeps it from that is a warning and fails no run.
+
+def release(folder: Path, home: Path, states: Mapping[str, State[Any]]) -> "Version | None":
+    """Publishes a run's student in MLflow and returns its version; what keeps it from that is a warning, fails no run.
 
     Nothing happens where all stages were up to date (importing MLflow would double what such a run costs), where the
     report or the student was not asked for or failed, where the data are latents, or where MLflow is not the tracker.
@@ -28,14 +31,18 @@ def release(folder: Path, home: Path, states: Mapping[str, State[Any]]) -> None:
     item = chosen(params)
     wanted = ("report", f"student@{item}")
     if not all(stage in states and states[stage].is_completed() for stage in wanted):
-        return
+        return None
     if all(state.name == "Cached" for state in states.values()) or params["data"]["kind"] == "latents":
-        return
+        return None
     try:
         if is_mlflow():
-            logger.info(published(folder, home, params, item))
+            version = published(folder, home, params, item)
+            named = f", {', '.join(version.aliases)}" if version.aliases else ""
+            logger.info(f"student {item} is {version.name} version {version.number}{named} in MLflow's registry")
+            return version
     except InputError as error:
         logger.warning(f"the student {item} was not published: {error}")
+    return None
 
 
 def chosen(params: Mapping[str, Any]) -> str:
@@ -49,13 +56,14 @@ def chosen(params: Mapping[str, Any]) -> str:
     return f"{(asked or couplings)[0]}-{seed}"
 
 
-def published(folder: Path, home: Path, params: Mapping[str, Any], item: str) -> str:
-    """Publishes the student of an item; returns a line that says as what.
+def published(folder: Path, home: Path, params: Mapping[str, Any], item: str) -> "Version":
+    """Publishes the student of an item; returns its version.
 
     Raises:
         InputError: The registry does not answer.
     """
     from nfm.registry.client import model_name, open_registry
+    from nfm.registry.facts import facts_of, keep
     from nfm.registry.provenance import description, tags_of
 
     kind, run_id = params["data"]["kind"], record_of(folder, f"student@{item}").get("run_id")
@@ -67,5 +75,5 @@ def published(folder: Path, home: Path, params: Mapping[str, Any], item: str) ->
         tags=tags_of(registry, folder, item),
         description=description(folder, item, kind),
     )
-    named = f", {', '.join(version.aliases)}" if version.aliases else ""
-    return f"student {item} is {version.name} version {version.number}{named} in MLflow's registry"
+    keep(registry, version, facts_of(folder, params, item))
+    return version

@@ -149,6 +149,7 @@ def _decide(root: Path, folder: Path, params: Params, seen: Seen, drift: Mapping
     from nfm.promotion.decide import CHALLENGER, CHAMPION, promote
     from nfm.promotion.record import only_one
     from nfm.registry.client import model_name, open_registry
+    from nfm.registry.facts import facts_of, keep
     from nfm.registry.provenance import description, tags_of
     from nfm.stages.run import stage_device
     from nfm.train.launch import open_processes
@@ -169,6 +170,7 @@ def _decide(root: Path, folder: Path, params: Params, seen: Seen, drift: Mapping
             description=description(folder, item, params.data.kind),
         )
         registry.tag(version, own)  # also of one that was published before
+        keep(registry, version, facts_of(folder, params.model_dump(mode="json"), item))
         if CHAMPION not in version.aliases:
             registry.move(name, {CHALLENGER: version.number})
     if drift is not None:

@@ -51,7 +51,7 @@ def read_by(address: str, root: Path) -> list[DataSet]:
         root: The project's folder.
     """
     stage, _, item = address.partition("@")
-    hashes = _locked(root) if "DVC_STAGE" in os.environ else {}
+    hashes = locked(root) if "DVC_STAGE" in os.environ else {}
     found = [_split(root, path, role, hashes.get(path)) for path, role in READS.get(stage, {}).items()]
     if stage == "student":
         found.append(_coupling(root, item, hashes.get(f"artifacts/coupling/{item}")))
@@ -111,7 +111,7 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _locked(root: Path) -> dict[str, str]:
+def locked(root: Path) -> dict[str, str]:
     """Returns DVC's hashes of all outputs in dvc.lock, by path."""
     try:
         stages = (yaml.safe_load((root / "dvc.lock").read_text()) or {}).get("stages") or {}

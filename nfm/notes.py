@@ -15,7 +15,8 @@ coupling are the run's inputs. `python -m nfm trace RUN` prints the chain, `pyth
 FLOW_NOTE = (
     "A flow run of Prefect over the stages of dvc.yaml. Below it are the runs of the stages that it executed; the tags "
     "`made_by.STAGE` name the run that made each stage's outputs, `outcome.STAGE` how it came up to date. "
-    "`results/summary.json` and the report are artifacts of `made_by.report`."
+    "`report.html` is the report with what changed since the last champion; `results/summary.json` is an artifact of "
+    "`made_by.report`."
 )
 STAGES = {
     "prepare": "The data set, shuffled and written as shards with a manifest.",

@@ -198,6 +198,9 @@ class NoParent:
     def note(self, stage: str, outcome: str, run_id: str | None) -> None:
         """Writes down how a stage came up to date, and which run made its outputs."""
 
+    def artifact(self, path: Path) -> None:
+        """Keeps a copy of a file under its own name."""
+
     def close(self, status: str) -> None:
         """Ends the run as FINISHED, FAILED or KILLED."""
 
@@ -230,6 +233,11 @@ class Parent(NoParent):
         key = stage.replace("@", "/")
         with self._lock:
             self._tags |= {f"outcome.{key}": outcome, f"made_by.{key}": run_id or "unknown"}
+
+    def artifact(self, path: Path) -> None:
+        self.environment()  # which makes the run
+        with _answering(self._uri):
+            self._client.log_artifact(self.run_id, str(path))
 
     def close(self, status: str) -> None:
         if self.run_id is None:

@@ -23,13 +23,15 @@ from prefect.task_runners import ThreadPoolTaskRunner
 import flows.pipeline
 import flows.stage
 from flows.checkout import Checkout, Plan
-from flows.pipeline import main, pipeline, publish, run_graph
+from flows.pipeline import main, pipeline, run_graph
 from flows.process import Processes
+from flows.report import publish
 from flows.slots import Slots
 from flows.stage import push
 from flows.words import failure, outcome
 from flows.workspace import params_of, workspace
 from nfm.errors import InputError
+from nfm.tracking import NoParent
 from tests.conftest import ROOT, Tiny
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -414,7 +416,7 @@ def test_the_report_stage_shows_in_prefect(tmp_path: Path):
 
     @flow
     def show():
-        publish(tmp_path)
+        publish(tmp_path, tmp_path, NoParent(), None)
 
     show()
     with get_client(sync_client=True) as client:

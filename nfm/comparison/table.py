@@ -160,7 +160,7 @@ def as_html(rows: Sequence[Row], metric: str) -> str:
         .replace('<table class="dataframe">', f'<table class="dataframe"><caption>{caption}</caption>', 1)
     )
     style = (
-        "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;color-scheme:light dark}div{overflow-x:auto}"
+        ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;margin:2rem}div{overflow-x:auto}"
         "td,th{padding:.3rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid #8886}"
         "td:nth-child(-n+2),td:last-child{text-align:left}caption{text-align:left;padding:.3rem .7rem}"
         "h1{font-size:1.3rem}"
@@ -168,7 +168,7 @@ def as_html(rows: Sequence[Row], metric: str) -> str:
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>{escape(metric)}</title><style>{style}</style></head>"
         f"<body><main><h1>Comparison by {escape(metric)}</h1>"
         f'<div tabindex="0" role="group" aria-label="comparison">{table}</div>'

@@ -252,6 +252,8 @@ def _cost(summary: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
         "Where the lines cross, the teacher and its draws have been paid for: the time that the student's samples "
         "have saved over the teacher's own is as long as they took."
     )
+    if all(cost.get("pays_after") is None for cost in summary["cost"]["student"].values()):
+        paid = "The lines never cross: a sample of the student took no less time than one of the teacher."
     drawn = _figure(figures.get("cost"), spent) + _figure(figures.get("payback"), paid)
     # The table is too wide for half a page.
     pair = f'<div class="pair">{drawn}</div>' if drawn else ""

@@ -6,7 +6,7 @@ from typing import Any
 
 from nfm.report.tables import duration, table
 
-SHORT = 12  # digits of a hash or an id that are shown; the whole is its title
+RUN = ' class="run"'  # by which `nfm.report.complete` finds the runs that can be linked
 
 
 def stages_table(records: Mapping[str, Mapping[str, Any]]) -> str:
@@ -16,8 +16,8 @@ def stages_table(records: Mapping[str, Mapping[str, Any]]) -> str:
         records: By the stage's name in dvc.yaml, see `nfm.tracker.record_of`.
     """
     body = "".join(
-        f'<tr><th scope="row">{escape(stage)}</th><td>{_short(record.get("key"))}</td>'
-        f"<td>{_run(record.get('run_id'))}</td><td>{escape(str(record.get('device', '–')))}</td>"
+        f'<tr><th scope="row">{escape(stage)}</th><td>{_code(record.get("key"))}</td>'
+        f"<td>{_code(record.get('run_id'), RUN)}</td><td>{escape(str(record.get('device', '–')))}</td>"
         f"<td>{duration(record['seconds']) if 'seconds' in record else '–'}</td></tr>"
         for stage, record in records.items()
         if record
@@ -25,8 +25,7 @@ def stages_table(records: Mapping[str, Mapping[str, Any]]) -> str:
     if not body:
         return ""
     caption = (
-        "The stages behind this page: hash of all that decides a stage's outputs, and the MLflow run that made them. "
-        "The whole of either is shown by pointing at it."
+        "The stages behind this page: hash of all that decides a stage's outputs, and the MLflow run that made them."
     )
     inside = table(["stage", "hash", "MLflow run", "device", "time"], body, caption, kind="plain hashes")
     return (
@@ -36,9 +35,5 @@ def stages_table(records: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _short(text: Any) -> str:
-    return f'<code title="{escape(str(text))}">{escape(str(text)[:SHORT])}</code>' if text else "–"
-
-
-def _run(run_id: Any) -> str:
-    return f'<code class="run" title="{escape(str(run_id))}">{escape(str(run_id)[:SHORT])}</code>' if run_id else "–"
+def _code(text: Any, kind: str = "") -> str:
+    return f"<code{kind}>{escape(str(text))}</code>" if text else "–"
