@@ -17,8 +17,9 @@ from flows.workspace import git
 from nfm.config import read_mapping
 from nfm.errors import InputError
 from nfm.lineage import locked
+from nfm.report.place import newest_page
 from nfm.tracker import record_of
-from nfm.tracking import NoParent, is_mlflow, tracking_uri
+from nfm.tracking import NoParent, interface_of, is_mlflow, tracking_uri
 
 if TYPE_CHECKING:
     from nfm.registry.client import Version
@@ -60,8 +61,6 @@ def publish(folder: Path, home: Path, history: NoParent, version: "Version | Non
 
 def closing(folder: Path) -> str:
     """Returns what to read next: the headline, where the report is, how to open the interfaces."""
-    from nfm.report.complete import newest_page
-
     headline = folder / "report" / "headline.txt"
     if not (headline.is_file() and (folder / "report" / "index.html").is_file()):
         return "There is no report yet; the stage `report` makes it."
@@ -78,8 +77,7 @@ def _complete(folder: Path, home: Path, history: NoParent, version: "Version | N
     from nfm.report.changes import as_markdown
     from nfm.report.complete import write_completed
 
-    uri, changes = tracking_uri(home), None
-    served = uri.rstrip("/") if uri.startswith(("http://", "https://")) else None
+    changes, served = None, interface_of(tracking_uri(home))
     with _warning("the report lacks what changed since the last champion"):
         changes = _changes(folder, home, version)
     chain = _chain(folder, history, version, served)
@@ -91,8 +89,8 @@ def _complete(folder: Path, home: Path, history: NoParent, version: "Version | N
         create_markdown_artifact(
             key="since-champion", markdown=text, description="What changed since the last champion"
         )
-        with _warning("MLflow did not keep what changed since the last champion"):
-            _attach(home, version, changes)
+    with _warning("MLflow's version does not name its report"):
+        _attach(home, version, changes, history)
     return page
 
 
@@ -202,12 +200,16 @@ def commit_address(origin: str, commit: str) -> str | None:
     return f"{scheme}://{host}/{path.removesuffix('/').removesuffix('.git')}/commit/{commit}"
 
 
-def _attach(home: Path, version: "Version | None", changes: "Changes") -> None:
-    """Keeps the changes with the run that made a version."""
+def _attach(home: Path, version: "Version | None", changes: "Changes | None", history: NoParent) -> None:
+    """Names the report in a version's tags, and keeps the changes with the run that made the version."""
     from nfm.registry.client import open_registry
 
-    if version is not None and changes.old is not None:
-        open_registry(home).attach(version, "since-champion.json", changes.content)
+    if version is None:
+        return
+    registry = open_registry(home)
+    registry.tag(version, {"report": f"runs:/{history.run_id}/report.html"})
+    if changes is not None and changes.old is not None:
+        registry.attach(version, "since-champion.json", changes.content)
 
 
 def _report_markdown(folder: Path, page: Path | None, history: NoParent) -> str:

@@ -219,8 +219,8 @@ class Parent(NoParent):
 
     @property
     def link(self) -> str | None:
-        served = self._uri.startswith(("http://", "https://"))
-        return f"{self._uri.rstrip('/')}/#/runs/{self.run_id}" if served and self.run_id else None
+        address = interface_of(self._uri)
+        return f"{address}/#/runs/{self.run_id}" if address and self.run_id else None
 
     def environment(self) -> dict[str, str]:
         with self._lock:
@@ -310,6 +310,15 @@ def is_mlflow() -> bool:
 def tracking_uri(root: Path) -> str:
     """Returns MLFLOW_TRACKING_URI, or else the address of <root>/mlflow.db."""
     return _uri(root)
+
+
+def interface_of(uri: str) -> str | None:
+    """Returns the address of the UI at a tracking URI, without credentials; None where that is no server."""
+    scheme, found, rest = uri.partition("://")
+    if not found or scheme not in ("http", "https"):
+        return None
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}".rstrip("/")
 
 
 def connect(uri: str) -> tuple[Any, Any]:

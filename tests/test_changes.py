@@ -16,9 +16,10 @@ from flows.report import commit_address, publish
 from nfm.registry.client import CHALLENGER, CHAMPION, PREVIOUS, open_registry
 from nfm.registry.facts import TAG, facts_of, keep, last_champion, release_of
 from nfm.report.changes import Changes, Release, as_html, as_markdown
-from nfm.report.complete import Link, completed, newest_page, write_completed
+from nfm.report.complete import Link, completed, write_completed
 from nfm.report.html import CHAIN, LINK
 from nfm.report.html import CHAMPION as PLACE
+from nfm.report.place import newest_page
 from nfm.tracking import open_parent
 from tests.students import save_random_student
 
@@ -251,5 +252,6 @@ def test_a_flow_run_completes_its_report_and_shows_it_in_prefect_and_mlflow(
     kept = [path.path for path in registry._client.list_artifacts(histories[1].run_id)]
     assert kept == ["report.html"]
     assert TAG in registry.find("nfm-digits", "2").tags
+    assert registry.find("nfm-digits", "2").tags["report"] == f"runs:/{histories[1].run_id}/report.html"
     assert facts_of(project, PARAMS, "teacher-0")["fd"] == {"euler-1": 3.0}
     assert (project / "report" / "index.html").read_text() == f"<head></head>{LINK}{PLACE}{CHAIN}"

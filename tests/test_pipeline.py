@@ -223,6 +223,21 @@ def test_trace_prints_the_chain_of_a_stage_a_file_and_a_flow_run(project, tmp_pa
         assert words in said
 
 
+def test_the_report_of_a_flow_run_has_the_last_champion_and_the_chain_and_that_of_dvc_has_not(project):
+    folder = project[0]
+    page, plain = ((folder / name).read_text() for name in ("report.html", "report/index.html"))
+    student = newest(folder, "student@teacher-0")
+    parent = history_of(folder).get(student.parent or "")
+    assert parent is not None
+    for words in (parent.id, parent.tags["prefect.flow_run_id"], parent.tags["git.commit"], "is its first champion"):
+        assert words in page
+        assert words not in plain
+    assert student.id in plain
+    assert student.tags["dvc.stage_hash"] in plain
+    assert history_of(folder).text(parent, "report.html") == page
+    assert "/report.html" in project[2]
+
+
 def bytes_of(folder, *left_out):
     files = (path for path in folder.rglob("*") if path.is_file())
     names = {path: path.relative_to(folder).as_posix() for path in files}

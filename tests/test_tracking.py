@@ -20,7 +20,7 @@ from nfm.errors import InputError
 from nfm.finished_run import FinishedRun, write_finished_run
 from nfm.lineage import read_by
 from nfm.tracker import JsonLines, NullTracker, record_of
-from nfm.tracking import MLflowTracker, open_parent, open_tracker
+from nfm.tracking import MLflowTracker, interface_of, open_parent, open_tracker
 from tests.command import nfm as command
 from tests.servers import mlflow_server_in
 from tests.students import save_random_student
@@ -355,6 +355,13 @@ def test_importing_loads_neither_mlflow_nor_prefect_nor_dvc():
 
 
 def test_the_history_loads_no_torch_which_a_flow_run_that_runs_nothing_would_pay_for():
-    program = "import sys, nfm.tracking, nfm.registry.history, flows.neighbours; print('torch' in sys.modules)"
+    modules = "nfm.tracking, nfm.registry.history, flows.neighbours, flows.report"
+    program = f"import sys, {modules}; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert answer.stdout.strip() == "False", answer.stderr
+
+
+def test_addresses_that_people_are_shown_have_no_credentials():
+    assert interface_of("https://user:secret@host.example:5000/mlflow/") == "https://host.example:5000/mlflow"
+    assert interface_of("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+    assert interface_of("sqlite:////srv/mlflow.db") is None

@@ -1,6 +1,5 @@
 """The page with what no stage knows: what changed since the last champion, and the runs that it hangs on."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +10,7 @@ from nfm.artifacts import atomic_path
 from nfm.report.changes import Changes, as_html
 from nfm.report.html import CHAIN, CHAMPION, LINK, Section
 from nfm.report.origin import RUN
-
-PAGE = "report.html"  # beside report/, which is DVC's
-MADE_FROM = '<meta name="made-from" content="{}">'
+from nfm.report.place import PAGE, SOURCE, mark
 
 
 @dataclass(frozen=True)
@@ -44,22 +41,11 @@ def write_completed(folder: Path, changes: Changes | None, chain: Sequence[Link]
         chain: From the commit to the model.
         runs: Start of the address of an MLflow run; None where no server has one.
     """
-    source = folder / "report" / "index.html"
-    page = completed(source.read_text(encoding="utf-8"), changes, chain, runs)
-    page = page.replace("<head>", f"<head>{MADE_FROM.format(_digest(source))}", 1)
+    page = completed((folder / SOURCE).read_text(encoding="utf-8"), changes, chain, runs)
+    page = page.replace("<head>", f"<head>{mark(folder)}", 1)
     with atomic_path(folder / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return folder / PAGE
-
-
-def newest_page(folder: Path) -> Path:
-    """Returns the completed page if it was made from the report that is there, else the stage's own."""
-    source, page = folder / "report" / "index.html", folder / PAGE
-    try:
-        current = MADE_FROM.format(_digest(source)) in page.read_text(encoding="utf-8")
-    except OSError:
-        return source
-    return page if current else source
 
 
 def completed(page: str, changes: Changes | None, chain: Sequence[Link], runs: str | None) -> str:
@@ -79,7 +65,3 @@ def _linked(one: Link) -> str:
     if one.address:
         text = f'<a href="{escape(one.address)}">{text}</a>'
     return f"{text} {escape(one.note)}".rstrip()
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
