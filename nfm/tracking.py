@@ -361,16 +361,19 @@ def _mlflow() -> Any:
 
 
 def _client(uri: str) -> Any:
-    with _answering(uri):  # a local database is opened here, and an address looked at
+    with _answering(uri):  # a database is opened here, and an address looked at
         return _mlflow().MlflowClient(tracking_uri=uri)
 
 
 @contextmanager
 def _answering(uri: str):
-    """Turns a tracking server that does not answer into a sentence."""
+    """Turns a tracking server or a database that does not answer into a sentence."""
+    mlflow = _mlflow()
+    from sqlalchemy.exc import SQLAlchemyError  # which comes with mlflow
+
     try:
         yield
-    except (_mlflow().MlflowException, OSError) as error:
+    except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
         raise InputError(
             f"MLflow at {uri} does not answer ({_line(error)}); "
             "start it, correct MLFLOW_TRACKING_URI, or set NFM_TRACKER=jsonl"

@@ -17,6 +17,8 @@ from nfm.artifacts import sha256
 from nfm.errors import InputError
 from nfm.registry.client import CHALLENGER, CHAMPION, PREVIOUS, Registry, Version, model_name, open_registry
 from nfm.tracking import open_tracker
+from tests.command import nfm
+from tests.conftest import ROOT
 from tests.servers import mlflow_server_in
 from tests.students import save_random_student
 
@@ -156,6 +158,21 @@ def test_weights_come_as_they_were_published_also_once_the_store_has_lost_them(r
     assert registry.weights(version).read_bytes() == (project / "second.safetensors").read_bytes()
 
 
+def test_weights_that_the_store_has_lost_are_a_sentence_that_names_the_version(registry: Registry, tmp_path: Path):
+    version = registry.find(NAME, CHAMPION)
+    source = registry._client.get_model_version_download_uri(NAME, "1")
+    file = Path(source.removeprefix("file://")) / "artifacts" / "student.safetensors"
+    shutil.move(file, tmp_path / "kept")
+    try:
+        with pytest.raises(
+            InputError, match=f"the weights of {NAME} version 1 cannot be fetched from MLflow at sqlite"
+        ):
+            registry.weights(version)
+    finally:
+        shutil.move(tmp_path / "kept", file)
+    assert registry.weights(version).is_file()
+
+
 def test_what_is_no_student_of_images_is_not_published(registry: Registry, project: Path):
     latents = save_random_student(project / "latents.safetensors", shape=[4, 8, 8])
     with pytest.raises(InputError, match="makes latents"):
@@ -181,6 +198,19 @@ def test_a_registry_that_does_not_answer_is_one_sentence(tmp_path: Path, monkeyp
     registry = open_registry(tmp_path)
     with pytest.raises(InputError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer"):
         registry.find(NAME, CHAMPION)
+
+
+@pytest.mark.parametrize("address", ["htp://127.0.0.1", "sqlite:///params.yaml"], ids=["no scheme", "no database"])
+def test_an_address_that_mlflow_cannot_use_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(ROOT / "params.yaml", "params.yaml")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    for command in (["promote", "2"], ["rollback"], ["trace", "student@teacher-0"], ["compare", "experiment:nfm"]):
+        assert nfm(monkeypatch, *command) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert f"MLflow at {address} does not answer" in line
 
 
 def test_a_server_keeps_versions_aliases_and_weights_as_a_local_database_does(
