@@ -8,16 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch_fidelity import calculate_metrics
-from torch_fidelity.metric_fid import fid_statistics_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
 
 from nfm.data.shards import from_uint8
 from nfm.data.source import digits
-from nfm.metrics.extract import ClassifierExtractor, extract
 from nfm.metrics.features import Classifier, classifier_loss, count_right, shift
-from nfm.metrics.fidelity import Fidelity, fidelity, frechet
-from nfm.metrics.inception import register_classifier
+from nfm.metrics.fidelity import (
+    Fidelity,
+    classifier_extractor,
+    extract,
+    fidelity,
+    frechet,
+    register_classifier,
+)
 from nfm.metrics.statistics import Accumulator, Statistics
 from nfm.random import generator_for
 
@@ -162,7 +164,7 @@ def test_torch_fidelity_itself_measures_the_same_by_the_registered_name():
         save_cpu_ram=True,
         verbose=False,
     )
-    extractor = ClassifierExtractor(model)
+    extractor = classifier_extractor(model)
     ours = measured(extract(extractor, real), extract(extractor, fake), kid_subset_size=50, seed=7)
     # torch-fidelity averages features in float32: 60 roundings of 6e-8, relative to features of
     # order 1, beside differences of order 1e-2.
@@ -170,40 +172,6 @@ def test_torch_fidelity_itself_measures_the_same_by_the_registered_name():
     assert ours.kid == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
     assert ours.precision == pytest.approx(theirs["precision"], abs=1e-6)
     assert ours.recall == pytest.approx(theirs["recall"], abs=1e-6)
-
-
-def test_fd_of_fewer_images_than_features_is_exact():
-    # The trace of the root is the sum of the singular values of X Y^T, 10 by 12, where X and Y hold deviations from
-    # the mean over the root of count - 1.
-    real = torch.randn(10, 200, generator=generator_for(0), dtype=torch.float64)
-    fake = torch.randn(12, 200, generator=generator_for(1), dtype=torch.float64)
-    x, y = ((rows - rows.mean(0)) / math.sqrt(len(rows) - 1) for rows in (real, fake))
-    apart = (real.mean(0) - fake.mean(0)).square().sum()
-    expected = apart + x.square().sum() + y.square().sum() - 2 * torch.linalg.svdvals(x @ y.T).sum()
-    # A root of rounding, 1e-8, for each of 190 features, beside a distance of order 100.
-    assert frechet(statistics(real), statistics(fake)) == pytest.approx(expected.item(), abs=1e-6)
-
-
-@pytest.mark.parametrize("width", [6, 100])
-def test_torch_fidelitys_own_measures_of_the_same_features_are_ours(width):
-    # 80 and 90 images: 100 features have covariances that are singular.
-    real = torch.randn(80, width, generator=generator_for(0), dtype=torch.float64) * torch.linspace(0.1, 2, width)
-    fake = 0.2 + torch.randn(90, width, generator=generator_for(1), dtype=torch.float64)
-    pair = [{"mu": s.mean.numpy(), "sigma": s.covariance.numpy()} for s in (statistics(fake), statistics(real))]
-    subsets = {"kid_subsets": 5, "kid_subset_size": 40}
-    theirs = {
-        **fid_statistics_to_metric(*pair, verbose=False),
-        **kid_features_to_metric(fake, real, rng_seed=3, verbose=False, **subsets),
-        **prc_features_to_metric(fake[:80], real, verbose=False),
-    }
-    ours = measured(real, fake, seed=3, **subsets)
-    # The root of a product's eigenvalue keeps half the digits: 1e-8 for each of those that are zero.
-    assert ours.fd == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
-    assert ours.kid == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
-    # Their shares are float32.
-    assert ours.precision == pytest.approx(theirs["precision"], abs=1e-7)
-    assert ours.recall == pytest.approx(theirs["recall"], abs=1e-7)
-    assert 0 < ours.precision < 1 or 0 < ours.recall < 1
 
 
 class Images(torch.utils.data.Dataset):
@@ -281,7 +249,7 @@ def test_features_of_another_width_do_not_add_up_and_one_image_has_no_covariance
 
 
 def test_features_do_not_depend_on_the_batch():
-    extractor = ClassifierExtractor(classifier().double())
+    extractor = classifier_extractor(classifier().double())
     images = uniform_pixels(7, (1, 8, 8), 0)
     torch.testing.assert_close(extract(extractor, images, batch=3), extract(extractor, images, batch=7))
 
@@ -290,12 +258,12 @@ def test_pixels_and_the_models_scale_give_the_same_features():
     model, images = classifier(), uniform_pixels(5, (1, 8, 8), 0)
     with torch.no_grad():
         expected = model.features(from_uint8(images))
-    assert torch.equal(extract(ClassifierExtractor(model), images), expected)
+    assert torch.equal(extract(classifier_extractor(model), images), expected)
 
 
 def test_samples_that_are_not_yet_pixels_are_refused():
     with pytest.raises(ValueError, match=r"float32, expected uint8"):
-        extract(ClassifierExtractor(classifier()), torch.zeros(2, 1, 8, 8))
+        extract(classifier_extractor(classifier()), torch.zeros(2, 1, 8, 8))
 
 
 # The classifier

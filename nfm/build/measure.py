@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from nfm.artifacts import load_tensors, save_tensors, sha256
 from nfm.build.checks import check_format
@@ -14,9 +15,8 @@ from nfm.build.features import TrainedFeatures, load_features
 from nfm.config import INCEPTION, Evaluate, Inception
 from nfm.data.autoencoder import load_autoencoder
 from nfm.data.shards import Split, to_uint8
-from nfm.metrics.extract import ClassifierExtractor, Extractor, extract
 from nfm.metrics.features import FEATURES, count_right
-from nfm.metrics.fidelity import fidelity, frechet
+from nfm.metrics.fidelity import classifier_extractor, extract, fidelity, frechet, inception
 from nfm.metrics.statistics import Accumulator, Statistics
 from nfm.metrics.yardstick import Yardstick, measure_names, shared_yardstick
 
@@ -34,7 +34,7 @@ class Ruler:
         features: How many of what network, with the digest of its file.
     """
 
-    extractor: Extractor
+    extractor: FeatureExtractorBase
     features: str
 
 
@@ -75,14 +75,12 @@ def load_ruler(section: Inception | None, root: Path, shape: tuple[int, int, int
         InputError: The network's file is missing or damaged.
     """
     if section is not None:
-        from nfm.metrics.inception import inception
-
         extractor = inception(root / INCEPTION, section.sha256, device)
         return Ruler(extractor, f"2048 of Inception {section.sha256[:16]}")
     path = features_path(root)
     found = load_features(path, shape, device)
     told = "" if found.task == "class" else " of quarter turns"
-    return Ruler(ClassifierExtractor(found.model), f"{FEATURES} of a classifier{told} {sha256(path)[:16]}")
+    return Ruler(classifier_extractor(found.model), f"{FEATURES} of a classifier{told} {sha256(path)[:16]}")
 
 
 def measure_split(ruler: Ruler, split: Split) -> Reference:

@@ -1,17 +1,39 @@
-"""How near samples are to real images: Fréchet distance, KID, precision and recall, as torch-fidelity defines them.
+"""How near samples are to real images, by torch-fidelity.
 
 The Fréchet distance is called FID on Inception's features and FD on any others.
 """
 
+import hashlib
+import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.metric_fid import (
+    KEY_METRIC_FID,
+    fid_statistics_to_metric,
+)
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_prc import (
+    KEY_METRIC_PRECISION,
+    KEY_METRIC_RECALL,
+    prc_features_to_metric,
+)
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+from torch_fidelity.utils import create_feature_extractor
 
+from nfm.errors import InputError
+from nfm.metrics.features import Classifier
 from nfm.metrics.statistics import Statistics
 
-ROWS = 1000  # of a matrix of distances at once; the whole one between 10,000 images takes 0.8 GB
+CLASSIFIER = "nfm-classifier"  # name under which torch-fidelity knows our features
+INCEPTION = "inception-v3-compat"
+LAYER = "penultimate"
 
 
 @dataclass(frozen=True)
@@ -31,24 +53,134 @@ class Fidelity:
     recall: float
 
 
+class ClassifierExtractor(FeatureExtractorBase):
+    """Our classifier's penultimate layer as torch-fidelity's extractor.
+
+    After `register_classifier`, torch-fidelity takes it by name too:
+    ``calculate_metrics(feature_extractor="nfm-classifier", classifier=model, ...)``.
+
+    Arguments:
+        name: Name of the extractor.
+        features_list: Layers asked for; there is one, "penultimate".
+        classifier: The trained classifier.
+        options: torch-fidelity's other settings, unused.
+    """
+
+    def __init__(self, name: str, features_list: Sequence[str], classifier: Classifier, **options: Any) -> None:
+        super().__init__(name, features_list)
+        self.classifier = classifier
+
+    def forward(self, input: Tensor) -> tuple[Tensor]:
+        """Returns the features, with shape (B, 64), of uint8 images with shape (B, C, H, W)."""
+        return (self.classifier.features(input),)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return (LAYER,)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return LAYER
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+
+def register_classifier() -> None:
+    """Makes our extractor known to torch-fidelity by its name; done twice, it does no harm."""
+    if CLASSIFIER not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(CLASSIFIER, ClassifierExtractor)
+
+
+def classifier_extractor(classifier: Classifier) -> ClassifierExtractor:
+    """Returns the extractor of a trained classifier's 64 features."""
+    return ClassifierExtractor(CLASSIFIER, [LAYER], classifier)
+
+
+def inception(weights: Path, sha256: str, device: torch.device) -> FeatureExtractorBase:
+    """Returns the extractor of Inception's 2048 features, on which the Fréchet distance is FID.
+
+    torch-fidelity unpickles weights with all that a pickle may do, so it is handed ours: tensors that
+    torch's restricted reader has let through.
+
+    Arguments:
+        weights: File of a state dict for torch-fidelity's Inception.
+        sha256: What the file's SHA-256 has to be, in hexadecimal.
+        device: Where it runs.
+
+    Raises:
+        InputError: The file is missing, has another checksum, or holds no such state dict.
+
+    References:
+        GANs Trained by a Two Time-Scale Update Rule (Heusel et al., 2017).
+        https://arxiv.org/abs/1706.08500
+    """
+    if not weights.is_file():
+        raise InputError(
+            f"{weights} is missing, Inception's weights that evaluate.inception names; "
+            "run `python -m nfm fetch`, or set evaluate.inception to null"
+        )
+    content = weights.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise InputError(
+            f"{weights} has {len(content)} bytes of SHA-256 {found}, evaluate.inception.sha256 is {sha256}; "
+            "run `python -m nfm fetch`"
+        )
+    plain = BytesIO()
+    try:
+        torch.save(torch.load(BytesIO(content), map_location="cpu", weights_only=True), plain)
+        plain.seek(0)
+        extractor = create_feature_extractor(
+            INCEPTION, ["2048"], cuda=False, verbose=False, feature_extractor_weights_path=plain
+        )
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{weights} is no state dict of torch-fidelity's Inception ({reason[:200]}); "
+            "name another source in evaluate.inception"
+        ) from error
+    return extractor.to(device)
+
+
+@torch.no_grad()
+def extract(extractor: FeatureExtractorBase, images: Tensor, batch: int = 100) -> Tensor:
+    """Computes the features of images.
+
+    Arguments:
+        extractor: From `classifier_extractor` or `inception`.
+        images: Pixels as uint8, with shape (N, C, H, W); samples are brought to pixels first, as
+            the real images are. Grey becomes three equal channels where Inception wants colour.
+        batch: Images at once.
+
+    Returns:
+        Features with shape (N, F), on the CPU.
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype}, expected uint8; use nfm.data's to_uint8")
+    device = next(extractor.parameters()).device
+    grey = extractor.get_name() != CLASSIFIER and images.shape[1] == 1
+    parts = []
+    for pixels in images.split(batch):
+        pixels = pixels.to(device)
+        parts.append(extractor(pixels.expand(-1, 3, -1, -1) if grey else pixels)[0].cpu())
+    return torch.cat(parts)
+
+
 def frechet(real: Statistics, fake: Statistics) -> float:
     r"""Returns the Fréchet distance of the Gaussians with the means and covariances of both sets.
 
     .. math:: \mathrm{FD} = \lVert \mu - \nu \rVert^2
         + \operatorname{tr}\bigl(\Sigma + \Gamma - 2 (\Sigma \Gamma)^{1/2}\bigr)
 
-    With roots A A^T of the one and B B^T of the other covariance, the trace of the root of their product is the sum
-    of the singular values of A^T B. Small ones keep their digits, where a root of an eigenvalue would lose half of
-    them, and it takes a fraction of the time that the eigenvalues of a product take, which is not symmetric.
-
     References:
         GANs Trained by a Two Time-Scale Update Rule (Heusel et al., 2017).
         https://arxiv.org/abs/1706.08500
     """
     _check_widths(real, fake)
-    cross = torch.linalg.svdvals(_root(real.covariance).T @ _root(fake.covariance)).sum()
-    apart = (real.mean - fake.mean).square().sum()
-    return (apart + real.covariance.trace() + fake.covariance.trace() - 2 * cross).item()
+    pair = [{"mu": s.mean.numpy(), "sigma": s.covariance.numpy()} for s in (fake, real)]
+    return fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID]
 
 
 def fidelity(
@@ -84,53 +216,31 @@ def fidelity(
     smaller = min(len(real.rows), len(fake.rows))
     if smaller <= neighbours:
         raise ValueError(f"the smaller set has {smaller} images, expected more than {neighbours}")
+    # torch-fidelity keeps the dtype of the features, and float32 costs the last digits.
     there, here = real.rows.double(), fake.rows.double()
-    kid = _kid(here, there, min(kid_subset_size, smaller), kid_subsets, seed)
-    there, here = there[:smaller], here[:smaller]
+    kid = kid_features_to_metric(
+        here,
+        there,
+        kid_subsets=kid_subsets,
+        kid_subset_size=min(kid_subset_size, smaller),
+        rng_seed=seed,
+        verbose=False,
+    )
+    # In parts: the whole matrix of distances between 10,000 images takes 0.8 GB.
+    prc = prc_features_to_metric(
+        here[:smaller],
+        there[:smaller],
+        prc_neighborhood=neighbours,
+        prc_batch_size=1000,
+        save_cpu_ram=True,
+        verbose=False,
+    )
     return Fidelity(
         fd=frechet(real, fake),
-        kid=kid,
-        precision=_share_inside(here, there, neighbours),
-        recall=_share_inside(there, here, neighbours),
+        kid=kid[KEY_METRIC_KID_MEAN],
+        precision=prc[KEY_METRIC_PRECISION],
+        recall=prc[KEY_METRIC_RECALL],
     )
-
-
-def _root(covariance: Tensor) -> Tensor:
-    """Returns a matrix A with A A^T = covariance, which may be singular."""
-    factor, failed = torch.linalg.cholesky_ex(covariance)
-    if not failed:
-        return factor
-    values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp(min=0).sqrt()
-
-
-def _kid(here: Tensor, there: Tensor, size: int, subsets: int, seed: int) -> float:
-    """Returns the mean over subsets; for a seed they are those that torch-fidelity takes."""
-    choose = np.random.RandomState(seed).choice
-    values = []
-    for _ in range(subsets):
-        x, y = (rows[torch.from_numpy(choose(len(rows), size, replace=False))] for rows in (here, there))
-        values.append(_inner(x) + _inner(y) - 2 * _kernel(x, y).mean())
-    return torch.stack(values).mean().item()
-
-
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    base = x @ y.T / x.shape[1] + 1
-    return base * base * base  # a power takes ten times as long
-
-
-def _inner(x: Tensor) -> Tensor:
-    """Returns the kernel's mean over pairs of different rows."""
-    kernel = _kernel(x, x)
-    return (kernel.sum() - kernel.trace()) / (len(x) * (len(x) - 1))
-
-
-def _share_inside(x: Tensor, y: Tensor, neighbours: int) -> float:
-    """Returns the share of the rows of x that are as near to a row of y as its own neighbours are."""
-    # A row's nearest neighbour is itself.
-    radius = torch.cat([torch.cdist(part, y).kthvalue(neighbours + 1).values for part in y.split(ROWS)])
-    inside = torch.cat([(torch.cdist(part, y) <= radius).any(dim=1) for part in x.split(ROWS)])
-    return inside.double().mean().item()
 
 
 def _check_widths(real: Statistics, fake: Statistics) -> None:

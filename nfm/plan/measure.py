@@ -40,9 +40,8 @@ from nfm.data.shards import Split
 from nfm.data.writing import write_splits
 from nfm.errors import InputError
 from nfm.figures import draw_card, sample_grid
-from nfm.metrics.extract import ClassifierExtractor, extract
 from nfm.metrics.features import FEATURES, classifier_loss, rotation_loss
-from nfm.metrics.fidelity import fidelity, frechet
+from nfm.metrics.fidelity import classifier_extractor, extract, fidelity, frechet
 from nfm.metrics.statistics import KEPT, Accumulator, Statistics
 from nfm.plan.networks import autoencoder_maker
 from nfm.plan.size import Shape, Size
@@ -133,7 +132,7 @@ class Bench:
         given = label if self.teacher.classes else None
         match kind:
             case "features.forward":
-                extractor, pixels = ClassifierExtractor(self.features), self._raw(len(noise))
+                extractor, pixels = classifier_extractor(self.features), self._raw(len(noise))
                 return self._repeated(lambda: Accumulator().add(extract(extractor, pixels)))
             case "autoencoder.encode" | "autoencoder.decode":
                 return self._pixels(noise, kind.endswith("decode"))

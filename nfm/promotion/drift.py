@@ -13,9 +13,8 @@ from nfm.build.features import load_features
 from nfm.build.measure import BATCH, Reference, Ruler, features_path, load_reference, load_ruler, reference_path
 from nfm.config import Params
 from nfm.data.shards import Split
-from nfm.metrics.extract import extract
 from nfm.metrics.features import count_right
-from nfm.metrics.fidelity import frechet
+from nfm.metrics.fidelity import extract, frechet
 from nfm.metrics.statistics import Accumulator, Statistics
 from nfm.promotion.judge import finite
 

@@ -11,9 +11,8 @@ from nfm.build.solve import make_solver
 from nfm.build.student import TrainedStudent
 from nfm.config import Evaluate, Promote
 from nfm.errors import InputError
-from nfm.metrics.extract import extract
 from nfm.metrics.features import count_right
-from nfm.metrics.fidelity import frechet
+from nfm.metrics.fidelity import extract, frechet
 from nfm.metrics.statistics import Accumulator
 from nfm.solve.draws import Draws
 from nfm.solve.sample import sample
