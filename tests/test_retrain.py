@@ -78,14 +78,14 @@ PARAMS = {
     "couplings": ["independent"],
     "features.train.steps": 200,
     "features.train.batch": 64,
-    "student.train.steps": 500,
+    "student.train.steps": 300,
     "student.train.batch": 64,
     "student.width": 48,
     "student.head_size": 24,
     "student.depth": 2,
     "run.checkpoint_every": 0,
     "promote.coupling": "independent",
-    "promote.nfe": [4, 8],
+    "promote.nfe": [4],
     "promote.evaluations": 4,
     "promote.samples": 150,
     "promote.guards.accuracy_drop": 0.1,
@@ -254,7 +254,12 @@ def test_poisoned_data_are_refused_with_numbers_and_the_champion_stays(project: 
     assert project.registry.weights(project.registry.find(NAME, "champion")).read_bytes() == served
     first, promoted, refused = record.read(project.root)
     assert [line["action"] for line in (first, promoted, refused)] == ["first", "promoted", "refused"]
-    assert promoted["figures"]["test"]["p"] < 0.05 <= refused["figures"]["test"]["p"]
+    assert promoted["figures"]["test"]["p"] < 0.05
+    failed = [
+        [guard["name"] for guard in line["figures"]["guards"] if not guard["passed"]] for line in (promoted, refused)
+    ]
+    assert failed[0] == []
+    assert "features" in failed[1]  # shuffled labels leave FD much as it was: it does not look at them
     assert ran(project).name == "No new data"
     assert project.workspaces == {project.workspace_of(alias) for alias in project.aliases}
 
@@ -263,7 +268,7 @@ def test_a_rollback_and_a_promotion_by_hand_follow_the_same_rules(project: Proje
     assert nfm(monkeypatch, "rollback") == 0
     assert project.aliases == {"champion": 1, "challenger": 3}
     assert nfm(monkeypatch, "promote", "2") == 0
-    assert "promoted: version 2 is promoted: its FD at NFE 4, 8 is" in capsys.readouterr().out
+    assert "promoted: version 2 is promoted: its FD at NFE 4 is" in capsys.readouterr().out
     assert project.aliases == {"champion": 2, "previous": 1}
     assert nfm(monkeypatch, "promote", "3") == 1
     assert "refused: version 3 is refused" in capsys.readouterr().out
