@@ -1,0 +1,1 @@
+"""The same maths without tricks: what benchmarks compare with, and what tests hold the library against."""
