@@ -146,9 +146,9 @@ def _too_far(drift: Mapping[str, Any] | None, limit: float | None) -> State[None
 def _decide(root: Path, folder: Path, params: Params, seen: Seen, drift: Mapping[str, Any] | None) -> tuple[str, str]:
     """Publishes the student that stands for the run and judges it; returns what was decided, and why."""
     from nfm.promotion.command import judge_versions, open_desk
-    from nfm.promotion.decide import CHALLENGER, CHAMPION, promote
+    from nfm.promotion.decide import promote
     from nfm.promotion.record import only_one
-    from nfm.registry.client import model_name, open_registry
+    from nfm.registry.client import CHALLENGER, CHAMPION, model_name, open_registry
     from nfm.registry.facts import facts_of, keep
     from nfm.registry.provenance import description, tags_of
     from nfm.stages.run import stage_device

@@ -7,11 +7,11 @@ import torch
 from nfm.artifacts import sha256
 from nfm.config import Params
 from nfm.errors import InputError
-from nfm.promotion.decide import CHALLENGER, Desk, force, promote, rollback
+from nfm.promotion.decide import Desk, force, promote, rollback
 from nfm.promotion.evidence import WORKSPACE, gather, of_tags, student_path
 from nfm.promotion.judge import Candidate, Verdict, judge
 from nfm.promotion.record import Entry
-from nfm.registry.client import DIGEST, Registry, Version, open_registry
+from nfm.registry.client import CHALLENGER, DIGEST, Registry, Version, open_registry
 
 
 def open_desk(root: Path, model: str) -> Desk:

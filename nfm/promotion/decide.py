@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from nfm.errors import InputError
 from nfm.promotion.record import Action, Entry, append, only_one
+from nfm.registry.client import CHALLENGER, CHAMPION, PREVIOUS
 
-CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 TAG = "promotion."  # what tags of a version are called that a decision left, followed by its time
 TRIES = 3  # judgements against champions of whom each was another by the end
 
