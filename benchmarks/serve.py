@@ -127,6 +127,7 @@ def main() -> None:
         "nfe": given.nfe,
         "workers": given.workers,
         "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 2),  # of what else ran, before
         "seconds": given.seconds,
         "versions": {"mlflow": version("mlflow"), "torch": version("torch")},
         "figures": measure(given.model, given.workers, given.nfe, given.seconds),

@@ -23,6 +23,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 import flows.pipeline
 import flows.stage
 from flows.checkout import Checkout, Plan
+from flows.parameters import overrides_of
 from flows.pipeline import main, pipeline, run_graph
 from flows.process import Processes
 from flows.report import publish
@@ -400,10 +401,9 @@ def test_overrides_are_checked_before_anything_runs(
 
 def test_an_override_may_be_written_like_a_python_number(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    key, value = flows.pipeline._override("student.train.lr=1e-4")
-    params = params_of(ROOT, None, {key: value})
+    params = params_of(ROOT, None, overrides_of(["student.train.lr=1e-4"]))
     assert params["student"]["train"]["lr"] == 1e-4
-    assert flows.pipeline._override("seeds=[0, 1]") == ("seeds", [0, 1])
+    assert overrides_of(["seeds=[0, 1]"]) == {"seeds": [0, 1]}
 
 
 def test_the_report_stage_shows_in_prefect(tmp_path: Path):
