@@ -1,0 +1,90 @@
+"""The benchmark command: what it measures, says and refuses. No test asserts a time."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import measures, peers, sizes
+from benchmarks.table import NOT_MEASURED, Row, text
+from benchmarks.timing import Ratio, compare
+from nfm.errors import InputError
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *map(str, arguments)])
+    command.main()
+
+
+def test_both_variants_have_as_many_turns_and_are_warmed_up():
+    calls = []
+    ratio = compare(lambda: calls.append("ours"), lambda: calls.append("theirs"), seconds=0.0, rounds=4)
+    # Two calls to warm up and to see how long one takes, then one a round.
+    assert calls.count("ours") == calls.count("theirs") == 2 + 4
+    turns = calls[4:]
+    assert turns[:2] != turns[2:4]
+    assert ratio.rounds == 4
+
+
+def test_the_lower_of_both_ratios_is_quoted():
+    assert Ratio(median=2.0, best=1.5, ours=1, theirs=2, rounds=3).quoted == 1.5
+    assert Ratio(median=1.2, best=1.5, ours=1, theirs=2, rounds=3).quoted == 1.2
+
+
+def test_what_was_not_measured_says_so():
+    row = Row("ot", "128 x 64", "torchcfm (POT)", None, 2.0)
+    assert NOT_MEASURED in text([row])
+    assert row.as_json()["ratio"] == NOT_MEASURED
+
+
+def test_a_run_keeps_the_rows_of_other_benchmarks(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "benchmarks.json"
+    file.write_text(json.dumps({"benchmarks": {"data": {"rows": ["kept"]}, "semidiscrete": {"rows": ["replaced"]}}}))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    run(monkeypatch, "semidiscrete", "--seconds", 0, "--to", file)
+    content = json.loads(file.read_text())["benchmarks"]
+    assert content["data"]["rows"] == ["kept"]
+    (row,) = content["semidiscrete"]["rows"]
+    assert row["quoted"] == min(row["ratio"]["median"], row["ratio"]["best"])
+    assert {"threads", "cores", "torch", "clock"} <= set(content["semidiscrete"]["machine"])
+    assert "semidiscrete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing"], "NAME is 'nothing', expected one of teacher-train"),
+        (["ot", "--peer", "torchcfm"], "--peer is 'torchcfm', expected NAME=PATH"),
+        (["ot", "--peer", "other=/tmp"], "--peer is 'other=/tmp', expected NAME=PATH with a name of ml-tarflow"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(monkeypatch, capsys, arguments, words):
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, *arguments)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+
+
+def test_a_checkout_without_the_module_is_refused(tmp_path):
+    with pytest.raises(InputError, match="name a checkout"):
+        peers.load([f"ml-tarflow={tmp_path}"])
+
+
+def test_the_networks_measured_are_the_same_every_time_and_not_trivial():
+    size = sizes.Size("tiny", (1, 8, 8), 4, 64, 2, 1, 3)
+    x, label = size.images(0), size.labels()
+    first, second = (size.teacher().encode(x, label)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert (first - x).abs().max() > 1e-2
+    velocity = size.student()(x, torch.full((3,), 0.5), label)
+    assert velocity.abs().max() > 1e-3
+
+
+def test_an_assignment_that_costs_more_is_an_error():
+    data, noise = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0]]) + 0.1
+    best, worst = torch.tensor([0, 1]), torch.tensor([1, 0])
+    assert measures.excess(data, noise, best, best) == 0
+    assert measures.excess(data, noise, worst, best) > 1
