@@ -63,9 +63,10 @@ $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
-$(READY): requirements.lock pyproject.toml | $(BIN)/uv
+$(READY): requirements.lock pyproject.toml infra/dvc_waits.py | $(BIN)/uv
 	$(UV) pip sync --quiet --compile-bytecode requirements.lock
 	$(UV) pip install --quiet --no-deps --no-build-isolation --editable .
-	@echo 'import infra.dvc_waits; infra.dvc_waits.install()' \
-		>"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nfm_dvc_waits.pth"
+	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+		cp infra/dvc_waits.py "$$site/nfm_dvc_waits.py" && \
+		echo 'import nfm_dvc_waits; nfm_dvc_waits.install()' >"$$site/nfm_dvc_waits.pth"
 	@touch $@

@@ -1,8 +1,8 @@
 """Lets `dvc repro` by hand wait for a run that has the files of a stage, where DVC itself gives up at once.
 
-DVC has `--wait-for-lock` for its lock on the project, and nothing for its locks on files. `make` puts a file into the
-environment that calls `install` whenever its Python starts; until DVC loads its command that is all that happens. So
-what is imported here is what every Python has loaded by then.
+DVC has `--wait-for-lock` for its lock on the project, and nothing for its locks on files. `make` copies this file into
+the environment, whatever commit is checked out later, and has `install` called whenever its Python starts; until DVC
+loads its command that is all that happens. So what is imported here is what every Python has loaded by then.
 """
 
 import sys

@@ -64,4 +64,4 @@ def test_only_the_one_command_of_dvc_is_touched():
         "print(before - len(sys.meta_path), status.CmdDataStatus.run.__module__, repro.CmdRepro.run.__module__)"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.split() == ["1", "dvc.commands.status", "infra.dvc_waits"]
+    assert answer.stdout.split() == ["1", "dvc.commands.status", "nfm_dvc_waits"]

@@ -99,3 +99,14 @@ def test_what_mlflows_interface_takes_is_what_was_measured():
     assert f"With {measured['runs']} runs" in text
     for view, seconds in measured["seconds"].items():
         assert f"{view} {seconds:.0f} s" in text
+
+
+def test_what_a_server_answers_is_what_was_measured():
+    measured = json.loads((ROOT / "results" / "serve.json").read_text())
+    text = " ".join((ROOT / "docs" / "models.md").read_text().split())
+    one, many = (
+        [round(figure["images_per_second"]) for figure in measured["figures"] if figure["images_per_request"] == rows]
+        for rows in (1, 64)
+    )
+    assert f"at {measured['nfe']} NFE: {one[0]}, {one[1]} and {one[2]} images a second in requests for one" in text
+    assert f"{many[0]}, {many[1]} and {many[2]} in requests for 64" in text
