@@ -53,7 +53,9 @@ def importable(path: Path) -> Iterator[None]:
 def tarflow(peer: ModuleType, size: Size) -> nn.Module:
     """Makes ml-tarflow's model of a size."""
     channels, side, _ = size.shape
-    return stirred(peer.Model(channels, side, size.patch, size.width, size.blocks, size.layers, num_classes=CLASSES))
+    return stirred(
+        lambda: peer.Model(channels, side, size.patch, size.width, size.blocks, size.layers, num_classes=CLASSES)
+    )
 
 
 def tarflow_loss(model: Any, x: Tensor, label: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ def compare(ours: Work, theirs: Work, seconds: float, rounds: int = 5) -> Ratio:
         rounds: Times that each of them has its turn, at least.
     """
     repeats = [max(1, round(seconds / rounds / wall(work))) for work in (ours, theirs)]
+    gc.collect()
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds):
         # Who comes first changes, as the first may leave a cache warm for the second.
@@ -62,7 +63,6 @@ def compare(ours: Work, theirs: Work, seconds: float, rounds: int = 5) -> Ratio:
 
 def clocked(work: Work, repeats: int) -> float:
     """Returns the seconds of one repetition: of the processor, or of the GPU where there is one."""
-    gc.collect()
     if torch.cuda.is_available():
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import measures, peers, sizes
+from benchmarks import measures, networks, peers, sizes
 from benchmarks.table import NOT_MEASURED, Row, text
 from benchmarks.timing import Ratio, compare
 from nfm.errors import InputError
@@ -88,3 +88,49 @@ def test_an_assignment_that_costs_more_is_an_error():
     best, worst = torch.tensor([0, 1]), torch.tensor([1, 0])
     assert measures.excess(data, noise, best, best) == 0
     assert measures.excess(data, noise, worst, best) > 1
+
+
+CHECKOUTS = {
+    "ml-tarflow": """
+class Model(torch.nn.Linear):
+    def __init__(self, channels, side, patch, width, blocks, layers, num_classes):
+        super().__init__(side, side)
+    def forward(self, x, y):
+        return super().forward(x), [], torch.zeros(len(x))
+    def get_loss(self, z, log_det):
+        return z.square().mean() - log_det.mean()
+    def patchify(self, x):
+        return x
+    def reverse(self, x, y):
+        return x
+""",
+    "sit": """
+class SiT(torch.nn.Linear):
+    def __init__(self, input_size, **_):
+        super().__init__(input_size, input_size)
+    def forward(self, x, t, y):
+        return super().forward(x)
+""",
+}
+ROWS = {
+    networks.teacher_train: "ml-tarflow",
+    networks.encode: "ml-tarflow",
+    networks.decode: "ml-tarflow",
+    networks.student_train: "sit",
+    networks.sampling: "sit",
+}
+
+
+@pytest.mark.parametrize("benchmark", ROWS, ids=lambda benchmark: benchmark.__name__)
+def test_a_peers_checkout_is_run_and_without_it_the_rows_say_not_measured(tmp_path, monkeypatch, benchmark):
+    name = ROWS[benchmark]
+    (tmp_path / f"{peers.MODULES[name]}.py").write_text("import torch\n" + CHECKOUTS[name])
+    monkeypatch.delitem(sys.modules, peers.MODULES[name], raising=False)
+    size = sizes.Size("tiny", (1, 8, 8), 4, 64, 1, 1, 4)
+    given = peers.load([f"{name}={tmp_path}"])
+    monkeypatch.delitem(sys.modules, peers.MODULES[name])
+    alone, beside = ({(row.size, row.over): row for row in benchmark(size, which, 0.0)} for which in ({}, given))
+    assert alone.keys() == beside.keys()
+    assert all(row.ratio for row in beside.values())
+    assert {over for (_, over), row in alone.items() if row.ratio is None} == {o for _, o in alone} - {"baseline"}
+    assert all(row.error < 1e-4 for row in alone.values() if row.error is not None)
