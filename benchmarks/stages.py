@@ -2,11 +2,13 @@
 
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -47,45 +49,46 @@ def data(_: Peers, seconds: float) -> Iterator[Row]:
     """A batch read, against an update of a student of size a; a share below 1 % is a ratio above 100."""
     size = SIZES[0]
     with tempfile.TemporaryDirectory() as folder:
-        split = written(Path(folder))
-        order = torch.randperm(len(split), generator=generator_for(0)).split(size.batch)[:-1]
-        turn = iter(order * 10**5)
-
-        def read() -> object:
-            return read_batch(split, next(turn), torch.device("cpu"))
-
+        write_noise(Path(folder))
         update = student_update(size)
-        for cache, ratio in (("warm", compare(read, update, seconds)), ("cold", cold(Path(folder), split, update))):
+        # First, since the kernel keeps the pages of a file that is mapped.
+        ratios = {"cold": cold(Path(folder) / "train", update)}
+        split = Split.open(Path(folder) / "train")
+        order = torch.randperm(len(split), generator=generator_for(0)).split(size.batch)[:-1]
+        turn = cycle(order)
+        ratios["warm"] = compare(lambda: read_batch(split, next(turn), torch.device("cpu")), update, seconds)
+        for cache, ratio in ratios.items():
             what = f"batch {size.batch}, {cache} page cache"
             yield Row("data", what, "update of size a", ratio, 100, note="update / read")
 
 
-def cold(folder: Path, split: Split, update: Work) -> Ratio:
+def cold(folder: Path, update: Work) -> Ratio:
     """Times reads whose pages the kernel was asked to drop, by the wall clock: the processor waits for the disk."""
     times, updates = [], []
+    update()
     for number in range(5):
-        for path in (folder / "train").iterdir():
+        for path in folder.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        split = Split.open(folder)
         rows = torch.randint(len(split), (SIZES[0].batch,), generator=generator_for(number))
         start = time.perf_counter()
         read_batch(split, rows, torch.device("cpu"))
         times.append(time.perf_counter() - start)
+        del split
         updates.append(clocked(update, 1))
-    times.sort()
-    updates.sort()
-    return Ratio(updates[2] / times[2], updates[0] / times[0], times[2], updates[2], len(times))
+    read, updated = statistics.median(times), statistics.median(updates)
+    return Ratio(updated / read, min(updates) / min(times), read, updated, len(times))
 
 
-def written(folder: Path) -> Split:
-    """Writes images of size a, of noise, and opens them."""
+def write_noise(folder: Path) -> None:
+    """Writes images of size a."""
     pixels = torch.randint(256, (IMAGES, *SIZES[0].shape), generator=generator_for(0)).to(torch.uint8)
     labels = torch.arange(IMAGES) % 10
     examples = Examples.of(pixels, labels)
     few = examples.subset(torch.arange(100))
     write_splits(folder, Source("noise", SIZES[0].shape, tuple("0123456789"), examples, few, "noise"), seed=0)
-    return Split.open(folder / "train")
 
 
 def stage_overhead(_: Peers, seconds: float) -> Iterator[Row]:
