@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nfm.nn.attention import Attention, KVCache
+from nfm.nn.attention import Attention, attend
 from nfm.nn.embed import LabelEmbedding, TimeEmbedding, drop
 from nfm.nn.patches import patchify, token_shape, unpatchify
 from nfm.nn.transformer import Layer, ModulatedLayer
@@ -96,24 +96,24 @@ def test_heads_do_not_see_each_other():
     assert not torch.allclose(after[..., 4:], before[..., 4:])
 
 
-def test_a_layer_step_by_step_equals_the_layer_at_once():
+@pytest.mark.parametrize("parts", [[1] * 6, [6], [2, 1, 3]], ids=str)
+def test_a_layer_part_by_part_equals_the_layer_at_once(parts):
     layer, x = Layer(12, 4, causal=True).double(), random(3, 6, 12)
-    cache, outputs = None, []
-    for token in x.split(1, 1):
-        y, cache = layer.step(token, cache)
+    cache, outputs = layer.attention.room(3, 6, x), []
+    for tokens in x.split(parts, 1):
+        y, cache = layer.extend(tokens, cache)
         outputs.append(y)
     close(torch.cat(outputs, 1), layer(x))
+    assert cache.seen == 6
 
 
-def test_a_step_leaves_the_cache_it_was_given():
-    layer, x = Layer(12, 4, causal=True).double(), random(3, 2, 12)
-    _, cache = layer.step(x[:, :1], None)
-    kept = KVCache(cache.key.clone(), cache.value.clone())
-    first, _ = layer.step(x[:, 1:], cache)
-    second, _ = layer.step(x[:, 1:], cache)
-    assert torch.equal(first, second)
-    assert torch.equal(cache.key, kept.key)
-    assert torch.equal(cache.value, kept.value)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("n", [1, 4, 6])
+def test_attention_in_bfloat16_is_attention_to_its_digits(causal, n):
+    q, k, v = random(2, 3, n, 8), random(2, 3, 6, 8), random(2, 3, 6, 8)
+    rounded = [part.bfloat16() for part in (q, k, v)]
+    exact = attend(*(part.double() for part in rounded), causal)
+    assert (attend(*rounded, causal) - exact).abs().max() < 0.04 * exact.abs().max()  # a handful of roundings at 2^-8
 
 
 def test_a_modulated_layer_without_modulation_is_the_identity():

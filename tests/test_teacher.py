@@ -29,9 +29,9 @@ def random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def make_block(classes: int | None) -> AutoregressiveBlock:
+def make_block(classes: int | None, tokens: int = 4) -> AutoregressiveBlock:
     torch.manual_seed(0)
-    return AutoregressiveBlock(4, 3, layers=2, width=16, head_size=8, classes=classes)
+    return AutoregressiveBlock(tokens, 3, layers=2, width=16, head_size=8, classes=classes)
 
 
 def make_tarflow(shape=(1, 4, 4), patch=(1, 4), blocks: int = 2, classes: int | None = 3) -> TarFlow:
@@ -136,17 +136,44 @@ def test_cached_decoding_equals_decoding_by_whole_sequences(guidance):
     close(block.decode(z, LABEL, guidance=guidance), x)
 
 
-def test_a_decoding_step_leaves_the_cache_it_was_given():
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+@pytest.mark.parametrize("chunk", [2, 3, 4, 8, 100])
+def test_tokens_in_chunks_decode_as_one_after_the_other(chunk, guidance):
+    block, z = perturbed(make_block(3, tokens=9)), random(3, 9, 3)
+    close(block.decode(z, LABEL, guidance=guidance, chunk=chunk), block.decode(z, LABEL, guidance=guidance))
+
+
+def test_sweeps_end_where_nothing_changes_by_more_than_the_tolerance():
+    block, z = perturbed(make_block(None, tokens=9)), random(3, 9, 3)
+    with torch.no_grad():
+        block.head.weight.mul_(0.2)  # tokens that depend on one another weakly settle early
+    calls, step = [], block.decode_step
+    block.decode_step = lambda known, *rest: calls.append(known.shape[1]) or step(known, *rest)
+    exact = block.decode(z, chunk=8)
+    assert calls == [8] * len(calls)
+    assert len(calls) <= 8
+    exact_calls = len(calls)
+    calls.clear()
+    rough = block.decode(z, chunk=8, tolerance=1e-2)
+    assert len(calls) < exact_calls
+    assert 0 < (rough - exact).abs().max() < 0.1
+    calls.clear()
+    block.decode(z)
+    assert calls == [1] * 8
+
+
+def test_a_decoding_step_leaves_what_the_cache_held():
     block, x = perturbed(make_block(None)), random(3, 4, 3)
-    *_, cache = block.decode_step(x[:, :1], 1, None, (None, None))
-    kept = [(layer.key.clone(), layer.value.clone()) for layer in cache]
+    *_, cache = block.decode_step(x[:, :1], 1, None, block.room(3, x))
+    kept = [(layer.key[:, :, :1].clone(), layer.value[:, :, :1].clone()) for layer in cache]
     first = block.decode_step(x[:, 1:2], 2, None, cache)
     second = block.decode_step(x[:, 1:2], 2, None, cache)
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
     for layer, (key, value) in zip(cache, kept, strict=True):
-        assert torch.equal(layer.key, key)
-        assert torch.equal(layer.value, value)
+        assert layer.seen == 1
+        assert torch.equal(layer.key[:, :, :1], key)
+        assert torch.equal(layer.value[:, :, :1], value)
 
 
 def test_guidance_has_the_plain_and_the_unconditional_samples_as_limits():

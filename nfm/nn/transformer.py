@@ -37,13 +37,13 @@ class Layer(nn.Module):
         x = x + self.attention(self.norm(x))
         return x + self.mlp(x)
 
-    def step(self, x: Tensor, cache: KVCache | None) -> tuple[Tensor, KVCache]:
-        """Maps one new token, with shape (B, 1, width), given the tokens before it.
+    def extend(self, x: Tensor, cache: KVCache) -> tuple[Tensor, KVCache]:
+        """Maps new tokens, with shape (B, n, width), given the tokens before them.
 
         Returns:
-            The token's output, and a new cache that holds it too; the one given is not changed.
+            The tokens' outputs, and a cache that holds them too; see `Attention.extend`.
         """
-        y, grown = self.attention.step(self.norm(x), cache)
+        y, grown = self.attention.extend(self.norm(x), cache)
         x = x + y
         return x + self.mlp(x), grown
 

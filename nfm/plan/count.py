@@ -5,7 +5,7 @@ does not. Causal attention counts in full, as most kernels compute it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -14,9 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nfm.metrics.features import Classifier
-from nfm.nn.attention import Attention, KVCache
 from nfm.student.velocity import SiT
-from nfm.teacher.autoregressive import AutoregressiveBlock, BlockCache
+from nfm.teacher.autoregressive import AutoregressiveBlock
 from nfm.teacher.tarflow import TarFlow
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -172,11 +171,5 @@ def _moment(student: SiT) -> tuple[Tensor, Tensor, Tensor | None]:
 def _decode_step(block: AutoregressiveBlock, seen: int) -> None:
     """Decodes a token after `seen` + 1 others, the last of which is not in the cache yet."""
     token = torch.zeros(1, 1, block.project.in_features, device="meta")
-    cache: BlockCache = (None,) * len(block.layers)
-    if seen:
-        attention = block.layers[0].get_submodule("attention")
-        assert isinstance(attention, Attention)
-        width = block.project.out_features
-        past = torch.zeros(1, attention.heads, seen, width // attention.heads, device="meta")
-        cache = (KVCache(past, past),) * len(block.layers)
+    cache = tuple(replace(layer, seen=seen) for layer in block.room(1, token))
     block.decode_step(token, seen + 1, None, cache)

@@ -7,8 +7,15 @@ from nfm.teacher.bijection import Bijection
 from nfm.teacher.tarflow import TarFlow
 
 
-@torch.no_grad()
-def sample_teacher(model: TarFlow, z: Tensor, label: Tensor | None = None, *, guidance: float = 0.0) -> Tensor:
+def sample_teacher(
+    model: TarFlow,
+    z: Tensor,
+    label: Tensor | None = None,
+    *,
+    guidance: float = 0.0,
+    chunk: int = 1,
+    tolerance: float = 0.0,
+) -> Tensor:
     """Decodes noise to images, which are distributed as data plus the training noise.
 
     Arguments:
@@ -16,11 +23,15 @@ def sample_teacher(model: TarFlow, z: Tensor, label: Tensor | None = None, *, gu
         z: Noise from N(0, I), with shape (B, C, H, W).
         label: Class labels, with shape (B,), or None when unconditional.
         guidance: w of a = a_c + w (a_c - a_u), and the same for b; 0 is none.
+        chunk: Tokens solved for at once; see `nfm.teacher.autoregressive.AutoregressiveBlock.decode`.
+        tolerance: Of a chunk's sweeps.
 
     Returns:
         Images, with shape (B, C, H, W).
     """
-    return model.decode(z, label, guidance=guidance)
+    with torch.inference_mode():
+        images = model.decode(z, label, guidance=guidance, chunk=chunk, tolerance=tolerance)
+    return images.clone()  # out here a tensor that gradients may be taken at
 
 
 def denoise(model: Bijection, y: Tensor, label: Tensor | None, noise_std: float) -> Tensor:

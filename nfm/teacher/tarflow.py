@@ -59,14 +59,20 @@ class TarFlow(Bijection):
         dropped: Tensor | None = None,
         *,
         guidance: float = 0.0,
+        chunk: int = 1,
+        tolerance: float = 0.0,
     ) -> Tensor:
-        """Maps noise to images; one token after the other, so one image costs T passes a block.
+        """Maps noise to images, without a gradient.
+
+        One token after the other, an image costs T passes a block; a chunk of tokens at once, as many as its sweeps.
 
         Arguments:
             z: Noise, with shape (B, C, H, W).
             label: Class labels, with shape (B,).
             dropped: True where the label is dropped, with shape (B,).
             guidance: w of a = a_c + w (a_c - a_u), and the same for b, in every block; 0 is none.
+            chunk: Tokens solved for at once; see `AutoregressiveBlock.decode`.
+            tolerance: Of a chunk's sweeps.
 
         Returns:
             Images, with shape (B, C, H, W).
@@ -74,7 +80,7 @@ class TarFlow(Bijection):
         y = patchify(z, self.patch)
         for k, block in reversed(list(enumerate(self.blocks))):
             assert isinstance(block, AutoregressiveBlock)
-            y = block.decode(_ordered(k, y), label, dropped, guidance=guidance)
+            y = block.decode(_ordered(k, y), label, dropped, guidance=guidance, chunk=chunk, tolerance=tolerance)
             y = _ordered(k, y)
         return unpatchify(y, self.shape, self.patch)
 
