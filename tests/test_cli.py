@@ -16,6 +16,8 @@ from nfm.artifacts import load_tensors
 from nfm.build import measure
 from nfm.config import read_mapping, with_overrides
 from nfm.stages.settled import discard_settled
+from nfm.student.velocity import SiT
+from nfm.teacher.autoregressive import AutoregressiveBlock
 from tests.command import nfm
 from tests.tiny import TINY
 
@@ -187,6 +189,31 @@ def test_an_unconditional_pipeline_runs(project, monkeypatch):
     measured = json.loads((project / "metrics" / "evaluate" / "teacher-0.json").read_text())
     assert "accuracy" not in measured
     assert measured["fd_digits_20"]["euler-1"] > 0
+
+
+def test_samples_in_bfloat16_and_decoded_in_chunks_are_measured(project, monkeypatch):
+    dtypes, chunks, solve, decode = set(), set(), SiT.forward, AutoregressiveBlock.decode_step
+
+    def forward(self, *arguments):
+        dtypes.add(torch.is_autocast_enabled("cpu"))
+        return solve(self, *arguments)
+
+    def step(self, known, *arguments):
+        chunks.add(known.shape[1])
+        return decode(self, known, *arguments)
+
+    monkeypatch.setattr(SiT, "forward", forward)
+    monkeypatch.setattr(AutoregressiveBlock, "decode_step", step)
+    write_params(project, **{"evaluate.precision": "bf16", "evaluate.decode": {"chunk": 4, "tolerance": 0.0}})
+    for command, file in ((["--coupling", "teacher"], "evaluate/teacher-0"), (["--teacher"], "evaluate-teacher/0")):
+        path = project / "metrics" / f"{file}.json"
+        exact = json.loads(path.read_text())
+        assert nfm(monkeypatch, "evaluate", *command) == 0
+        measured = json.loads(path.read_text())
+        assert measured["fd_digits_20"] == pytest.approx(exact["fd_digits_20"], rel=0.01)
+        assert measured.get("curvature") == exact.get("curvature")
+    assert dtypes == {True, False}  # the curvature is the plain network's
+    assert chunks == {4, 3}  # of the 7 tokens behind the first
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch._dynamo.utils import counters
 
+from nfm.student.fast import fast
 from nfm.student.loss import one_step_loss, student_loss
 from nfm.student.path import interpolate, logit_normal
 from nfm.student.velocity import SiT, guided
@@ -262,3 +264,24 @@ def test_the_loss_is_a_function_of_the_generator():
 
     assert loss(0) == loss(0)
     assert loss(0) != loss(1)
+
+
+def test_a_network_samples_in_bfloat16_to_its_digits_from_points_that_keep_theirs():
+    model, (x, t, label) = perturbed(scale=0.1).float(), inputs()
+    x, t = x.float(), t.float()
+    exact, low = model(x, t, label), fast(model, bf16=True, compile=False)(x, t, label, None)
+    assert low.dtype == torch.float32
+    assert 0 < (low - exact).abs().max() < 0.05 * exact.abs().max()  # some dozen roundings at 2^-8
+
+
+def test_a_compiled_network_gives_the_velocity_and_compiles_once_a_shape():
+    model, (x, t, label) = perturbed(), inputs()
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = fast(model, bf16=False, compile=True, backend="aot_eager")
+    with torch.no_grad():
+        first = compiled(x, t, label, None)
+        for moment in (t, 1 - t):
+            close(compiled(x, moment, label, None), model(x, moment, label))
+        close(first, model(x, t, label))
+    assert counters["stats"]["unique_graphs"] == 1

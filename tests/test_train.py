@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from nfm.artifacts import load_tensors, save_tensors
 from nfm.errors import InputError
 from nfm.train.checkpoint import checkpoint_path, discard
-from nfm.train.launch import process_count
+from nfm.train.launch import open_accelerator, process_count
 from nfm.train.loop import Plan, train
 from nfm.train.order import batch_indices, pieces
 from nfm.train.progress import Display
@@ -638,3 +639,54 @@ def test_a_display_that_is_not_shown_is_silent(capfd):
 
 if __name__ == "__main__":
     {"killed": killed, "launched": launched, "told": told}[sys.argv[1]](Path(sys.argv[2]))
+
+
+class Blocks(nn.Module):
+    """Layers that repeat, as those of teacher and student do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(4))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def test_compiled_layers_learn_the_same_and_are_compiled_at_the_first_update_only(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")
+    torch.manual_seed(0)
+    model, graphs = Blocks().double(), []
+
+    def learn(compile):
+        return train(
+            model,
+            denoising,
+            count=COUNT,
+            plan=a_plan(compile=compile),
+            seed=0,
+            folder=None,
+            key="k",
+            report=lambda metrics, step: graphs.append(counters["stats"]["unique_graphs"]),
+            name="blocks",
+        )
+
+    plain = learn(False)
+    torch._dynamo.reset()
+    counters.clear()
+    graphs.clear()
+    compiled = learn(True)
+    assert 1 <= graphs[0] <= 2  # the first layer's input has no gradient
+    assert graphs == graphs[:1] * 12
+    assert type(compiled.model) is Blocks
+    for name, weights in plain.model.state_dict().items():
+        torch.testing.assert_close(compiled.model.state_dict()[name], weights, rtol=1e-9, atol=1e-12)
+
+
+def test_compiling_without_a_compiler_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(InputError, match=r"train\.compile is true, but there is no C\+\+ compiler .* or set"):
+        open_accelerator("no", compile=True)

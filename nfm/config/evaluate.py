@@ -24,6 +24,13 @@ class Inception(Section):
         return value
 
 
+class Decode(Section):
+    """How the teacher's samples are decoded."""
+
+    chunk: PositiveInt  # tokens solved for at once; 1: one after the other
+    tolerance: NonNegativeFloat  # a chunk's sweeps end where no number changes by more
+
+
 class Evaluate(Section):
     """What is sampled and measured; noise and labels are shared by all couplings and seeds."""
 
@@ -34,6 +41,9 @@ class Evaluate(Section):
     euler: tuple[PositiveInt, ...]  # NFE
     heun: tuple[PositiveInt, ...]  # NFE, odd
     curvature_steps: PositiveInt
+    precision: Literal["fp32", "bf16"]  # of the student's network while sampling
+    compile: bool  # that network, by torch.compile
+    decode: Decode
     inception: Inception | None  # then FD is FID
 
     @model_validator(mode="after")

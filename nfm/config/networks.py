@@ -20,6 +20,7 @@ class Train(Section):
     clip: PositiveFloat  # gradient norm
     ema: Share
     precision: Literal["fp32", "bf16", "fp16"]  # not "no", which YAML 1.1 reads as false
+    compile: bool  # the network's repeated layers, by torch.compile
     max_skipped: PositiveInt  # updates with a loss that is not finite, in a row
 
 

@@ -18,11 +18,13 @@ from nfm.build.teacher import TrainedTeacher, load_teacher
 from nfm.config import Evaluate, Params
 from nfm.data.shards import Split
 from nfm.metrics.transport import curvature, trajectory
+from nfm.nn.compiler import require_compiler
 from nfm.random import generator_for
 from nfm.solve.draws import Draws
 from nfm.solve.sample import sample
 from nfm.solve.solvers import grid, steps_for
 from nfm.stages.run import StageRun, stage_run
+from nfm.student.fast import Network, fast
 from nfm.student.velocity import SiT, guided
 from nfm.teacher.denoise import denoise, sample_teacher
 from nfm.teacher.loss import bits_per_dim
@@ -43,15 +45,19 @@ def evaluate_student(root: Path, params: Params, coupling: str, seed: int) -> No
     with _evaluation(f"evaluate@{item}", root, params, [weights], tags) as (run, measure):
         student = load_student(weights, run.device)
         model = student.model
+        network = _network(model, section)
         check_shape(weights, model.shape, measure.test.learnt)
         draws = _draws(section, measure.test, bool(model.classes), run.device)
         metrics: dict[str, Any] = {"yardstick": measure.yardstick}
         kept: dict[str, Tensor] = {}
+        if section.compile:
+            for noise, label in draws.parts(params.run.sample_batch):
+                _samples(network, noise, label, ("euler", 1), params)  # so that compiling is not timed
         for solver, nfe in [("euler", 1)] if student.one_step else _settings(section):
             tally, seconds = measure.tally(draws.shown(SHOWN)), 0.0
             for noise, label in draws.parts(params.run.sample_batch):
                 start = time.perf_counter()
-                images = measure.pixels(_samples(model, noise, label, (solver, nfe), params))
+                images = measure.pixels(_samples(network, noise, label, (solver, nfe), params))
                 seconds += time.perf_counter() - start
                 tally.add(images, label)
             metrics.setdefault("seconds_per_image", {})[f"{solver}-{nfe}"] = seconds / draws.count
@@ -79,7 +85,7 @@ def evaluate_teacher(root: Path, params: Params, seed: int) -> None:
         for learnt in (test.shape, measure.test.learnt):
             check_shape(weights, teacher.model.shape, learnt)
         draws = _draws(params.evaluate, measure.test, teacher.conditional, run.device)
-        tallies, seconds = _teacher_tallies(teacher, draws, measure, params.run.sample_batch)
+        tallies, seconds = _teacher_tallies(teacher, draws, measure, params)
         figures = {name: tally.figures() for name, tally in tallies.items()}
         metrics: dict[str, Any] = {
             "bits_per_dim": _held_out_bits(teacher, test, params, run.device),
@@ -119,7 +125,15 @@ def _settings(section: Evaluate) -> list[Setting]:
     return [("euler", nfe) for nfe in section.euler] + [("heun", nfe) for nfe in section.heun]
 
 
-def _samples(model: SiT, noise: Tensor, label: Tensor | None, setting: Setting, params: Params) -> Tensor:
+def _network(model: SiT, section: Evaluate) -> Network:
+    """Returns what samples; the curvature and the paths that are shown are the plain model's."""
+    bf16 = section.precision == "bf16"
+    if section.compile:
+        require_compiler("evaluate.compile")
+    return fast(model, bf16=bf16, compile=section.compile) if bf16 or section.compile else model
+
+
+def _samples(model: Network, noise: Tensor, label: Tensor | None, setting: Setting, params: Params) -> Tensor:
     """Returns the student's samples; the evaluations that it took are the NFE asked for."""
     name, nfe = setting
     solver = make_solver(name)
@@ -162,14 +176,15 @@ def _held_out_bits(teacher: TrainedTeacher, test: Split, params: Params, device:
 
 
 def _teacher_tallies(
-    teacher: TrainedTeacher, draws: Draws, measure: Measure, batch: int
+    teacher: TrainedTeacher, draws: Draws, measure: Measure, params: Params
 ) -> tuple[dict[str, Tally], float]:
     """Counts in the teacher's samples as they are decoded, and after the denoising step; seconds per sample."""
     tallies = {name: measure.tally(draws.shown(SHOWN)) for name in ("raw", "denoised")}
     seconds = 0.0
-    for noise, label in draws.parts(batch):
+    how = params.evaluate.decode.model_dump()
+    for noise, label in draws.parts(params.run.sample_batch):
         start = time.perf_counter()
-        raw = sample_teacher(teacher.model, noise, label)
+        raw = sample_teacher(teacher.model, noise, label, **how)
         clean = denoise(teacher.model, raw, label, teacher.noise_std)
         images = {"raw": measure.pixels(raw), "denoised": measure.pixels(clean)}
         seconds += time.perf_counter() - start

@@ -9,6 +9,7 @@ from torch.nn import functional
 from nfm.nn.embed import LabelEmbedding, TimeEmbedding
 from nfm.nn.patches import patchify, token_shape, unpatchify
 from nfm.nn.transformer import ModulatedLayer, modulate
+from nfm.student.fast import Network
 
 # The velocity as a function of x, with shape (B, *event), and t, with shape (B,).
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -84,7 +85,7 @@ class SiT(nn.Module):
         return modulation[:, None].chunk(6 * len(self.layers) + 2, -1)
 
 
-def guided(model: nn.Module, label: Tensor | None, guidance: float = 1.0) -> Velocity:
+def guided(model: Network, label: Tensor | None, guidance: float = 1.0) -> Velocity:
     r"""Binds labels and classifier-free guidance to a velocity network.
 
     .. math:: v = v_u + w\, (v_c - v_u)
@@ -93,7 +94,7 @@ def guided(model: nn.Module, label: Tensor | None, guidance: float = 1.0) -> Vel
         Classifier-Free Diffusion Guidance (Ho & Salimans, 2022). https://arxiv.org/abs/2207.12598
 
     Arguments:
-        model: The network, called as model(x, t, label, dropped).
+        model: The network, or what calls it.
         label: Class labels, with shape (B,), or None for the unconditional velocity.
         guidance: w; 1 is the plain conditional velocity, 0 the unconditional one.
 

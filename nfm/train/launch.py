@@ -13,9 +13,10 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, TorchDynamoPlugin, parse_flag_from_env
 
 from nfm.errors import InputError
+from nfm.nn.compiler import require_compiler
 
 REFUSAL = "NFM_REFUSAL"  # environment variable: the file where a launched process leaves its sentence on bad input
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -84,17 +85,23 @@ def open_processes() -> PartialState:
     )
 
 
-def open_accelerator(precision: Literal["no", "bf16", "fp16"]) -> Accelerator:
+def open_accelerator(precision: Literal["no", "bf16", "fp16"], compile: bool = False) -> Accelerator:
     """Returns an accelerator of a precision, whatever this process has used before.
 
+    Arguments:
+        precision: Of the forward pass.
+        compile: Whether models are compiled, by the backend that accelerate is set to or else by inductor.
+
     Raises:
-        InputError: The precision does not go with the device, or accelerate is to shard the model.
+        InputError: The precision does not go with the device, accelerate is to shard the model, or
+            there is no compiler.
     """
     # accelerate keeps the precision of a process's first accelerator and refuses another.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_plugin=_regions() if compile else None,
     )
     if precision == "fp16" and accelerator.scaler is None:
         raise InputError(
@@ -106,3 +113,13 @@ def open_accelerator(precision: Literal["no", "bf16", "fp16"]) -> Accelerator:
             "must hold the whole model; run `accelerate config` and choose plain multi-GPU"
         )
     return accelerator
+
+
+def _regions() -> TorchDynamoPlugin:
+    """Returns the wish that a model's repeated layers are compiled, once for all of them."""
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()  # the launcher sets it to "no"
+    require_compiler("train.compile")
+    return TorchDynamoPlugin(
+        backend="inductor" if backend == "no" else backend,  # pyright: ignore[reportArgumentType]
+        use_regional_compilation=True,
+    )

@@ -86,7 +86,7 @@ def train(
             processes.
         Stopped: SIGTERM has come.
     """
-    accelerator = open_accelerator(plan.precision)
+    accelerator = open_accelerator(plan.precision, plan.compile)
     _check_processes(name, plan, accelerator.num_processes)
     mine = copy.deepcopy(model).to(accelerator.device).train()
     average = Average(mine, plan.ema)

@@ -19,6 +19,7 @@ class Plan:
         clip: Largest gradient norm.
         ema: Decay of the weights' moving average per update.
         precision: "no" for the model's own dtype, else that of autocast in its forward pass.
+        compile: Whether torch.compile compiles the model's repeated layers, or the model that has none.
         max_skipped: Updates in a row without a finite loss and gradient that end the training.
         micro_batch: Images per process and forward pass; None for all at once.
         checkpoint_every: Updates between checkpoints; 0 for none.
@@ -36,6 +37,7 @@ class Plan:
     ema: float
     precision: Literal["no", "bf16", "fp16"]
     max_skipped: int
+    compile: bool = False
     micro_batch: int | None = None
     checkpoint_every: int = 0
     log_every: int = 100
