@@ -105,11 +105,24 @@ def test_a_large_assignment_costs_what_the_baselines_does():
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
 
 
-def test_the_frechet_distance_is_the_baselines():
-    def statistics(seed, scale):
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("counts", [(300, 300), (20, 300), (300, 20), (20, 25)], ids=str)
+def test_the_frechet_distance_is_the_baselines(counts, constant):
+    """Also of fewer images than features."""
+
+    def statistics(seed, scale, count):
         accumulator = Accumulator()
-        accumulator.add(scale * torch.randn(300, 32, generator=generator_for(seed), dtype=torch.float64))
+        features = scale * torch.randn(count, 32, generator=generator_for(seed), dtype=torch.float64)
+        features[:, 5] *= 0 if constant else 1
+        accumulator.add(features)
         return accumulator.statistics()
 
-    real, fake = statistics(0, 1.0), statistics(1, 1.5)
+    real, fake = (statistics(seed, scale, n) for seed, scale, n in zip((0, 1), (1.0, 1.5), counts, strict=True))
     assert frechet(real, fake) == pytest.approx(measures.frechet(real, fake), rel=1e-6)
+    assert frechet(real, fake) == pytest.approx(frechet(fake, real), rel=1e-6)
+
+
+def test_the_frechet_distance_of_a_set_to_itself_is_zero():
+    accumulator = Accumulator()
+    accumulator.add(torch.randn(300, 32, generator=generator_for(0), dtype=torch.float64))
+    assert abs(frechet(accumulator.statistics(), accumulator.statistics())) < 1e-9
