@@ -41,7 +41,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "encode": partial(sized, networks.encode, SIZES),
     "decode": partial(sized, networks.decode, SIZES),
     "student-train": partial(sized, networks.student_train, SIZES),
-    "sample": partial(sized, networks.sampling, SIZES[:1]),
+    "sample": partial(sized, networks.sampling, SIZES),
     "ot": measures.assignment,
     "semidiscrete": measures.semidiscrete,
     "fidelity": measures.fidelity,

@@ -14,6 +14,7 @@ from benchmarks.table import Row
 from benchmarks.timing import Ratio, Work, compare
 from nfm.solve.sample import sample
 from nfm.solve.solvers import Euler, Heun, grid, steps_for
+from nfm.student.fast import Network, fast
 from nfm.student.loss import student_loss
 from nfm.student.velocity import guided
 from nfm.teacher.denoise import sample_teacher
@@ -24,17 +25,20 @@ from nfm.train.plan import Plan
 from nfm.train.update import Loss, Updater
 
 Precision = Literal["no", "bf16"]
-NAMES: dict[Precision, str] = {"no": "fp32", "bf16": "bf16"}
-TEACHER_GOALS = {"a fp32": 1.6, "b fp32": 1.9, "b bf16": 1.2}
-STUDENT_GOALS = {"a fp32": 1.75, "b fp32": 1.95, "a bf16": 1.3, "b bf16": 1.1}
+GOALS = {
+    "teacher-train": {("a", "fp32"): 1.6, ("b", "fp32"): 1.9, ("b", "bf16"): 1.2},
+    "student-train": {("a", "fp32"): 1.75, ("b", "fp32"): 1.95, ("a", "bf16"): 1.3, ("b", "bf16"): 1.1},
+}
 
 
-def updates(model: nn.Module, loss: Loss, batch: int, betas: tuple[float, float], precision: Precision) -> Work:
+def updates(
+    model: nn.Module, loss: Loss, batch: int, betas: tuple[float, float], precision: Precision, compile: bool
+) -> Work:
     """Returns the pipeline's own update: loss, gradient, clipping, AdamW, moving average."""
     plan = Plan(10**6, batch, 1e-4, betas, 1e-4, 100, 0.1, 1.0, 0.9999, precision, 5)
     optimizer = torch.optim.AdamW(model.parameters(), plan.lr, betas, weight_decay=1e-4, fused=True)
     average = Average(model, plan.ema)
-    update = Updater(open_accelerator(precision), model.train(), optimizer, loss, plan, batch, 0)
+    update = Updater(open_accelerator(precision, compile), model.train(), optimizer, loss, plan, batch, 0)
     steps = iter(range(plan.steps))
 
     def work() -> None:
@@ -44,24 +48,24 @@ def updates(model: nn.Module, loss: Loss, batch: int, betas: tuple[float, float]
     return work
 
 
-def teacher_update(size: Size, precision: Precision = "no") -> Work:
+def teacher_update(size: Size, precision: Precision = "no", compile: bool = False) -> Work:
     """Returns an update of a teacher of a size on one batch of images."""
     x, label = size.images(0), size.labels()
 
     def loss(model: nn.Module, _: Tensor, generator: torch.Generator) -> Tensor:
         return teacher_loss(model, x, label, generator, noise_std=0.2, label_drop=0.1)
 
-    return updates(size.teacher(), loss, size.batch, (0.9, 0.95), precision)
+    return updates(size.teacher(), loss, size.batch, (0.9, 0.95), precision, compile)
 
 
-def student_update(size: Size, precision: Precision = "no") -> Work:
+def student_update(size: Size, precision: Precision = "no", compile: bool = False) -> Work:
     """Returns an update of a student of a size on one batch of pairs."""
     data, noise, label = size.images(0), size.images(1), size.labels()
 
     def loss(model: nn.Module, _: Tensor, generator: torch.Generator) -> Tensor:
         return student_loss(model, data, noise, label, generator, time_mean=-0.2, time_std=1.0, label_drop=0.1)
 
-    return updates(size.student(), loss, size.batch, (0.9, 0.99), precision)
+    return updates(size.student(), loss, size.batch, (0.9, 0.99), precision, compile)
 
 
 def teacher_train(size: Size, given: Peers, seconds: float) -> Iterator[Row]:
@@ -72,17 +76,15 @@ def teacher_train(size: Size, given: Peers, seconds: float) -> Iterator[Row]:
         z, log_det = tarflow.encode(plain, x + 0.2 * torch.randn_like(x), label)
         training.update(0.5 * z.square().mean() - log_det.mean() / x[0].numel())
 
-    def peer(precision: Precision) -> Work:
+    def peer(precision: Precision, written_out: bool) -> Work:
         model = peers.tarflow(given["ml-tarflow"], size)
+        if written_out:
+            peers.written_out(model)
         update = peers.training(model, (0.9, 0.95), ema=False, bf16=precision == "bf16")
         return lambda: update(lambda: peers.tarflow_loss(model, x + 0.2 * torch.randn_like(x), label))
 
     yield Row("teacher-train", size.name, "baseline", compare(teacher_update(size), baseline, seconds))
-    for precision, name in NAMES.items():
-        known = "ml-tarflow" in given
-        ratio = compare(teacher_update(size, precision), peer(precision), seconds) if known else None
-        what = f"{size.name} {name}"
-        yield Row("teacher-train", what, f"ml-tarflow {name}", ratio, TEACHER_GOALS.get(what))
+    yield from trainings("teacher-train", size, teacher_update, "ml-tarflow", peer, given, seconds)
 
 
 def student_train(size: Size, given: Peers, seconds: float) -> Iterator[Row]:
@@ -92,16 +94,33 @@ def student_train(size: Size, given: Peers, seconds: float) -> Iterator[Row]:
     def baseline() -> None:
         training.update(sit.loss(plain, data, noise, torch.rand(len(data), device=data.device), label))
 
-    def peer(precision: Precision) -> Work:
+    def peer(precision: Precision, written_out: bool) -> Work:
         model = peers.sit(given["sit"], size).train()
+        if written_out:
+            peers.written_out(model)
         update = peers.training(model, (0.9, 0.999), ema=True, bf16=precision == "bf16")
         return lambda: update(lambda: peers.sit_loss(model, data, noise, label))
 
     yield Row("student-train", size.name, "baseline", compare(student_update(size), baseline, seconds))
-    for precision, name in NAMES.items():
-        ratio = compare(student_update(size, precision), peer(precision), seconds) if "sit" in given else None
-        what = f"{size.name} {name}"
-        yield Row("student-train", what, f"SiT {name}", ratio, STUDENT_GOALS.get(what))
+    yield from trainings("student-train", size, student_update, "sit", peer, given, seconds)
+
+
+def trainings(
+    name: str,
+    size: Size,
+    ours: Callable[[Size, Precision, bool], Work],
+    known: str,
+    theirs: Callable[[Precision, bool], Work],
+    given: Peers,
+    seconds: float,
+) -> Iterator[Row]:
+    """Compares our update in both precisions and compiled with a peer's, in bfloat16 in both of its ways to attend."""
+    plain, low, compiled = ("fp32", "no", False), ("bf16", "bf16", False), ("bf16 compiled", "bf16", True)
+    fp32, bf16, best = ("fp32", "no", False), ("bf16", "bf16", False), ("bf16, attention written out", "bf16", True)
+    for mine, other in ((plain, fp32), (low, fp32), (low, bf16), (low, best), (compiled, best)):
+        ratio = compare(ours(size, *mine[1:]), theirs(*other[1:]), seconds) if known in given else None
+        goal = GOALS[name].get((size.name, other[0][:4])) if mine is low else None
+        yield Row(name, f"{size.name} {mine[0]}", f"{known} {other[0]}", ratio, goal)
 
 
 def encode(size: Size, given: Peers, seconds: float) -> Iterator[Row]:
@@ -146,16 +165,23 @@ def sampling(size: Size, given: Peers, seconds: float) -> Iterator[Row]:
     model, z, label = size.student().eval(), size.images(0), size.labels()
     few = (z[:4], torch.linspace(0.1, 0.9, 4).to(z), label[:4])
     double = (part.double() for part in few[:2])
-    error = deviation(model(*few), sit.velocity(size.student().double(), *double, few[2]))
+    exact = sit.velocity(size.student().double(), *double, few[2])
+    ways = {"fp32": (model, 1.09), "bf16": (fast(model, bf16=True, compile=False), 1.38)}
+    with torch.no_grad():
+        errors = {name: network(*few, None) - exact for name, (network, _) in ways.items()}
     other = peers.sit(given["sit"], size).eval() if "sit" in given else None
+    plain = sampling_ratio(model, plain_sit(model), z, label, 1, seconds)
+    yield Row("sample", f"{size.name} NFE 1", "baseline", plain, error=errors["fp32"].abs().max().item())
     for nfe in (1, 4, 31):
-        for over, network, goal in (("baseline", plain_sit(model), None), ("SiT fp32", other, 1.09)):
-            ratio = sampling_ratio(model, network, z, label, nfe, seconds) if network else None
-            yield Row("sample", f"{size.name} NFE {nfe}", over, ratio, goal, error)
+        for name, (network, goal) in ways.items():
+            ratio = sampling_ratio(network, other, z, label, nfe, seconds) if other else None
+            error = errors[name].abs().max().item() if name == "fp32" else errors[name].square().mean().sqrt().item()
+            note = "" if name == "fp32" else "error is a root mean square"
+            yield Row("sample", f"{size.name} {name} NFE {nfe}", "sit fp32", ratio, goal, error, note)
 
 
 def sampling_ratio(
-    model: nn.Module, other: Callable[..., Tensor], z: Tensor, label: Tensor, nfe: int, seconds: float
+    model: Network, other: Callable[..., Tensor], z: Tensor, label: Tensor, nfe: int, seconds: float
 ) -> Ratio:
     """Compares our sampling with our solver on another network."""
     solver = Euler() if nfe < 5 else Heun()

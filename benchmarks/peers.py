@@ -86,6 +86,15 @@ def sit_loss(model: nn.Module, data: Tensor, noise: Tensor, label: Tensor) -> Te
     return (model((1 - s) * data + s * noise, t, label) - (noise - data)).square().mean()
 
 
+def written_out(model: nn.Module) -> nn.Module:
+    """Switches a peer's attention to products and a softmax, which is its fastest way in bfloat16 on a CPU."""
+    for module in model.modules():
+        for name in ("fused_attn", "USE_SPDA"):  # timm's, ml-tarflow's
+            if hasattr(module, name):
+                setattr(module, name, False)
+    return model
+
+
 def training(model: nn.Module, betas: tuple[float, float], ema: bool, bf16: bool) -> Any:
     """Returns a function that updates the model by a loss given as a function, as the peers' scripts do."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=betas, weight_decay=1e-4)

@@ -124,6 +124,7 @@ ROWS = {
 @pytest.mark.parametrize("benchmark", ROWS, ids=lambda benchmark: benchmark.__name__)
 def test_a_peers_checkout_is_run_and_without_it_the_rows_say_not_measured(tmp_path, monkeypatch, benchmark):
     name = ROWS[benchmark]
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")  # compiled rows without a compiler's time
     (tmp_path / f"{peers.MODULES[name]}.py").write_text("import torch\n" + CHECKOUTS[name])
     monkeypatch.delitem(sys.modules, peers.MODULES[name], raising=False)
     size = sizes.Size("tiny", (1, 8, 8), 4, 64, 1, 1, 4)
@@ -133,4 +134,5 @@ def test_a_peers_checkout_is_run_and_without_it_the_rows_say_not_measured(tmp_pa
     assert alone.keys() == beside.keys()
     assert all(row.ratio for row in beside.values())
     assert {over for (_, over), row in alone.items() if row.ratio is None} == {o for _, o in alone} - {"baseline"}
-    assert all(row.error < 1e-4 for row in alone.values() if row.error is not None)
+    for row in alone.values():
+        assert row.error is None or row.error < (1e-2 if "bf16" in row.size else 1e-4)
