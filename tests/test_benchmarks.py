@@ -2,12 +2,13 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import measures, networks, peers, sizes
+from benchmarks import gpu, measures, networks, peers, sizes
 from benchmarks.table import NOT_MEASURED, Row, text
 from benchmarks.timing import Ratio, compare
 from nfm.errors import InputError
@@ -136,3 +137,17 @@ def test_a_peers_checkout_is_run_and_without_it_the_rows_say_not_measured(tmp_pa
     assert {over for (_, over), row in alone.items() if row.ratio is None} == {o for _, o in alone} - {"baseline"}
     for row in alone.values():
         assert row.error is None or row.error < (1e-2 if "bf16" in row.size else 1e-4)
+
+
+def test_the_figures_of_a_gpu_are_taken_in_small_on_any_device(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "aot_eager")
+    monkeypatch.setattr(gpu, "fast", partial(gpu.fast, backend="aot_eager"))
+    found = gpu.measured(gpu.SMALL)
+    rows = {(row["name"], row["how"]): row for row in found["rows"]}
+    assert {name for name, _ in rows} == {"teacher-train", "student-train", "encode", "decode", "sample"}
+    assert all(row["images_per_second"] > 0 and row.get("mfu", 1) > 0 for row in rows.values())
+    assert {how for name, how in rows if name == "student-train"} == {"bf16", "bf16 compiled"}
+    # float32: as many roundings in another order, some 1e-7 each of numbers near one.
+    decoded = [row["max_error"] for (name, how), row in rows.items() if name == "decode" and "tolerance 0" in how]
+    assert max(decoded) < 1e-3
+    assert sum(event["share"] for event in found["profile"]) <= 1
