@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nfm.artifacts import load_tensors, save_tensors
 from nfm.errors import InputError
 from nfm.train.ema import Average
+from nfm.train.sharding import divided, whole
 from nfm.train.streams import restore_streams, stream_states
 
 FORMAT = "nfm-checkpoint-2"
@@ -73,6 +74,7 @@ class Checkpoint:
         average: Its moving average.
         optimizer: AdamW on the parameters of `model` that need gradients, in the model's order.
         scaler: The gradient scaler of fp16, else None.
+        writes: Whether this process writes the file. Where weights are divided over processes all of them save.
     """
 
     path: Path
@@ -81,6 +83,7 @@ class Checkpoint:
     average: Average
     optimizer: torch.optim.Optimizer
     scaler: Any = None
+    writes: bool = True
 
     def save(self, tally: Tally) -> None:
         """Replaces the file.
@@ -97,7 +100,8 @@ class Checkpoint:
             "streams": rest,
         }
         tensors = self._tensors() | {f"streams/{name}": state for name, state in streams.items()}
-        save_tensors(self.path, tensors, header)
+        if self.writes:
+            save_tensors(self.path, tensors, header)
 
     def load(self) -> Tally:
         """Restores the state, where there is a file.
@@ -123,22 +127,26 @@ class Checkpoint:
             raise InputError(f"{self.path} does not fit the model ({reason}); delete it to start afresh") from error
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        tensors = {f"model/{name}": whole(value) for name, value in self.model.state_dict().items()}
         for name, value in self.average.module.state_dict().items():
-            tensors[f"average/{name}"] = value
+            tensors[f"average/{name}"] = whole(value)
         for name, parameter in trainable(self.model).items():
             for kind, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer/{kind}/{name}"] = value
+                tensors[f"optimizer/{kind}/{name}"] = whole(value)
         return tensors
 
     def _restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-        self.model.load_state_dict(_below("model/", tensors))
-        self.average.module.load_state_dict(_below("average/", tensors))
+        for prefix, model in (("model/", self.model), ("average/", self.average.module)):
+            mine = model.state_dict()
+            found = _below(prefix, tensors)
+            model.load_state_dict({k: divided(v, mine[k]) if k in mine else v for k, v in found.items()})
         state = {number: {} for number in range(len(trainable(self.model)))}
+        parameters = trainable(self.model)
         numbers = {name: number for number, name in enumerate(trainable(self.model))}
         for path, value in _below("optimizer/", tensors).items():
             kind, _, name = path.partition("/")
-            state[numbers[name]][kind] = value
+            parameter = parameters[name]
+            state[numbers[name]][kind] = divided(value, parameter) if value.shape == parameter.shape else value
         content = self.optimizer.state_dict()
         filled = {number: values for number, values in state.items() if values}
         self.optimizer.load_state_dict({**content, "state": filled})

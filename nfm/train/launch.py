@@ -19,15 +19,15 @@ from nfm.errors import InputError
 from nfm.nn.compiler import require_compiler
 
 REFUSAL = "NFM_REFUSAL"  # environment variable: the file where a launched process leaves its sentence on bad input
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+_OTHERS = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def process_count() -> int:
-    """Returns how many processes `accelerate launch` would start, 1 where it has started this one.
+    """Returns how many processes `accelerate launch` would start, 1 where it or torchrun has started this one.
 
     The number is that in accelerate's config file where there is one, else that of CUDA devices.
     """
-    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by the launcher, also for one process
+    if {"ACCELERATE_MIXED_PRECISION", "WORLD_SIZE"} & os.environ.keys():  # set by the launcher, also for one process
         return 1
     if os.path.isfile(default_config_file):
         return max(1, getattr(load_config_from_file(None), "num_processes", 1))
@@ -107,10 +107,10 @@ def open_accelerator(precision: Literal["no", "bf16", "fp16"], compile: bool = F
         raise InputError(
             f"precision is 'fp16', which the device {accelerator.device} does not train in; use 'bf16' or 'fp32'"
         )
-    if accelerator.distributed_type in _SHARDED:
+    if accelerator.distributed_type in _OTHERS:
         raise InputError(
-            f"accelerate is set up for {accelerator.distributed_type.value}, but every process "
-            "must hold the whole model; run `accelerate config` and choose plain multi-GPU"
+            f"accelerate is set up for {accelerator.distributed_type.value}, expected plain multi-GPU or FSDP of "
+            "version 2; run `accelerate config`, or take a file of infra/accelerate"
         )
     return accelerator
 

@@ -17,6 +17,7 @@ from nfm.train.launch import open_accelerator
 from nfm.train.notice import Notice, Stopped
 from nfm.train.plan import Plan
 from nfm.train.progress import Display
+from nfm.train.sharding import gathered, shard, sharding_wanted
 from nfm.train.update import Loss, Outcome, Updater
 
 Report = Callable[[dict[str, float], int], None]
@@ -90,24 +91,33 @@ def train(
     _check_processes(name, plan, accelerator.num_processes)
     mine = copy.deepcopy(model).to(accelerator.device).train()
     average = Average(mine, plan.ema)
+    sharded = sharding_wanted()
+    if sharded:
+        shard(mine, accelerator.device)
+        shard(average.module, accelerator.device)
+        average.follow(mine)
     optimizer = torch.optim.AdamW(
         trainable(mine).values(), plan.lr, plan.betas, weight_decay=plan.weight_decay, fused=True
     )
-    saved = None
+    saved, main = None, accelerator.is_main_process
     if folder is not None:
         path = checkpoint_path(folder)
-        saved = Checkpoint(path, key, mine, average, optimizer, accelerator.scaler)
-    main = accelerator.is_main_process
+        saved = Checkpoint(path, key, mine, average, optimizer, accelerator.scaler, writes=main)
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         tally = Tally() if saved is None else saved.load()
         update = Updater(accelerator, mine, optimizer, loss, plan, count, seed)
         with Notice() as notice, Display(name, plan.steps, tally.step, shown=main) as display:
             watch = _Watch(display, report if main else None, plan, tally)
-            tally = _run(update, average, saved if main else None, tally, plan, watch, name, notice if main else None)
+            if not main and not sharded:
+                saved = notice = None
+            tally = _run(update, average, saved, tally, plan, watch, name, notice)
     loss_mean = math.nan if tally.loss is None else tally.loss
-    bare = update.bare_model().eval()
-    return Trained(bare, average.module, tally.step, tally.skipped, loss_mean, watch.seconds())
+    bare, ema = update.bare_model().eval(), average.module
+    if sharded:
+        model = model.to(accelerator.device)
+        bare, ema = gathered(model, bare), gathered(model, ema)
+    return Trained(bare, ema, tally.step, tally.skipped, loss_mean, watch.seconds())
 
 
 class _Watch:
@@ -163,7 +173,7 @@ def _run(
         if _is_due(plan.log_every, tally.step, plan.steps):
             watch.report(tally, outcome)
             tally = tally.reported()
-        stops = notice is not None and notice.given
+        stops = notice is not None and update.all_agree(notice.given)
         if saved is not None and (stops or _is_due(plan.checkpoint_every, tally.step, plan.steps)):
             saved.save(replace(tally, seconds=watch.seconds()))
         if stops:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from nfm.train.checkpoint import trainable
 from nfm.train.order import batch_indices, pieces
 from nfm.train.plan import Plan
 from nfm.train.schedule import learning_rate
+from nfm.train.sharding import agreed, is_divided, whole
 
 Loss = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
 
@@ -66,7 +68,8 @@ class Updater:
         self._accelerator, self._optimizer, self._loss = accelerator, optimizer, loss
         self._plan, self._count, self._seed = plan, count, seed
         self._parameters = list(trainable(model).values())
-        self._model = accelerator.prepare_model(model)
+        self._sharded = any(is_divided(p) for p in self._parameters)
+        self._model: Any = model if self._sharded else accelerator.prepare_model(model)
 
     def __call__(self, step: int) -> Outcome:
         """Makes the update of a number, counted from 0."""
@@ -79,7 +82,7 @@ class Updater:
         scaler = self._accelerator.scaler
         if scaler is not None:
             scaler.unscale_(self._optimizer)
-        norm = nn.utils.clip_grad_norm_(self._parameters, plan.clip, foreach=True)
+        norm = whole(nn.utils.clip_grad_norm_(self._parameters, plan.clip, foreach=True))
         # The only time that the host waits for the device.
         loss_value, norm_value = torch.stack((loss, norm.to(loss.dtype))).tolist()
         applied = math.isfinite(loss_value) and math.isfinite(norm_value)
@@ -88,6 +91,10 @@ class Updater:
         if scaler is not None:
             scaler.update()
         return Outcome(loss_value, norm_value, lr, applied)
+
+    def all_agree(self, wish: bool) -> bool:
+        """Whether this process wishes something, or, where the weights are divided, any of them."""
+        return agreed(wish, self._accelerator.device) if self._sharded else wish
 
     def bare_model(self) -> nn.Module:
         """Returns the model without what the accelerator has added to it."""
@@ -104,7 +111,9 @@ class Updater:
         losses = []
         for piece in share:
             waits = processes > 1 and piece is not share[-1]
-            with accelerator.no_sync(self._model) if waits else nullcontext():
+            if self._sharded:
+                self._model.set_requires_gradient_sync(not waits)
+            with accelerator.no_sync(self._model) if waits and not self._sharded else nullcontext():
                 # Gradients and losses are averaged over processes, hence their number.
                 weight = (piece.stop - piece.start) * processes / plan.batch
                 loss = weight * self._piece_loss(step, piece, rows)
@@ -120,7 +129,8 @@ class Updater:
         counters, device = (step, piece.start), self._accelerator.device
         generator = generator_for(self._seed, *counters, device=device)
         _seed_layers(generator_for(self._seed, *counters, 1).initial_seed(), device)
-        loss = self._loss(self._model, rows[piece], generator)
+        with self._accelerator.autocast() if self._sharded else nullcontext():  # else it is in the model's call
+            loss = self._loss(self._model, rows[piece], generator)
         if loss.ndim:
             raise ValueError(f"loss has shape {tuple(loss.shape)}, expected a scalar; take the mean")
         return loss

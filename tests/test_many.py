@@ -1,0 +1,205 @@
+"""Trainings by several processes, whole (DDP) and divided (FSDP2): they learn what one process learns.
+
+Run as a script this file is one of the processes.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from torch import Tensor, nn
+
+from nfm.errors import InputError
+from nfm.student.loss import student_loss
+from nfm.student.velocity import SiT
+from nfm.teacher.loss import teacher_loss
+from nfm.teacher.tarflow import TarFlow
+from nfm.train.launch import process_count
+from nfm.train.loop import Trained, train
+from nfm.train.plan import Plan
+from nfm.train.sharding import sharding_wanted
+
+ROOT = Path(__file__).parents[1]
+COUNT, STEPS, HALF = 32, 6, 3
+WAYS = {"ddp": "false", "fsdp2": "true"}  # accelerate's environment variable for it
+
+
+def teacher() -> nn.Module:
+    return TarFlow((1, 4, 4), (1, 4), blocks=2, layers=2, width=16, head_size=8, classes=10)
+
+
+def student() -> nn.Module:
+    return SiT((1, 4, 4), (1, 4), depth=2, width=16, head_size=8, classes=10)
+
+
+def teacher_rows(model: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
+    x, label = images()
+    return teacher_loss(model, x[index], label[index], generator, noise_std=0.2, label_drop=0.1)
+
+
+def student_rows(model: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
+    x, label = images()
+    pairs = x[index], x[index].flip(2), label[index]
+    return student_loss(model, *pairs, generator, time_mean=-0.2, time_std=1.0, label_drop=0.1)
+
+
+LEARNT = {"teacher": (teacher, teacher_rows), "student": (student, student_rows)}
+
+
+def images() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(COUNT, 1, 4, 4, generator=generator, dtype=torch.float64), torch.arange(COUNT) % 10
+
+
+def learn(name: str, folder: Path | None = None, steps: int = STEPS) -> tuple[Trained, list[float]]:
+    """Trains in float64, so that sums in another order differ by some 1e-16."""
+    make, loss = LEARNT[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make().double()
+    curve: list[float] = []
+    # A forward pass of two images: what is drawn for it does not depend on the number of processes.
+    plan = Plan(steps, 8, 1e-2, (0.9, 0.95), 1e-4, 2, 1.0, 1.0, 0.9, "no", 3, False, 2, HALF, 1)
+    how = {"count": COUNT, "plan": plan, "seed": 0, "folder": folder, "key": "k", "name": name}
+    trained = train(model, loss, report=lambda metrics, _: curve.append(metrics["loss"]), **how)
+    return trained, curve
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def processes(count: int, folder: Path, mode: str) -> None:
+    """Launches this script and waits for it."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    done = subprocess.run([*command, __file__, mode, str(folder)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def one():
+    return {name: learn(name) for name in LEARNT}
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory):
+    """What two processes have learnt in each way, and the checkpoints that they left half-way."""
+    folder = tmp_path_factory.mktemp("two")
+    processes(2, folder, "learn")
+    return folder
+
+
+def cases():
+    return [(way, name) for way in WAYS for name in LEARNT]
+
+
+@pytest.mark.parametrize(("way", "name"), cases())
+def test_two_processes_learn_what_one_learns(one, by_two, way, name):
+    trained, curve = one[name]
+    for rank in (0, 1):
+        found = torch.load(by_two / f"{way}-{name}-{rank}.pt")
+        same(found["ema"], weights(trained.ema))  # on both ranks
+        same(found["model"], weights(trained.model))
+    assert json.loads((by_two / f"{way}-{name}.json").read_text()) == pytest.approx(curve, rel=1e-12)
+
+
+@pytest.mark.parametrize(("way", "name"), cases())
+def test_a_checkpoint_of_two_processes_goes_on_in_one(one, by_two, tmp_path, way, name):
+    shutil.copytree(by_two / "half", tmp_path, dirs_exist_ok=True)
+    trained, curve = learn(name, tmp_path / f"{way}-{name}")
+    assert curve == pytest.approx(one[name][1][HALF:], rel=1e-12)
+    same(weights(trained.ema), weights(one[name][0].ema))
+    same(weights(trained.model), weights(one[name][0].model))
+
+
+def test_a_checkpoint_of_two_processes_goes_on_in_four_in_either_way(one, by_two, tmp_path):
+    shutil.copytree(by_two / "half", tmp_path / "half")
+    processes(4, tmp_path, "resume")
+    for way, name in cases():
+        found = torch.load(tmp_path / f"resumed-{way}-{name}.pt")
+        same(found["ema"], weights(one[name][0].ema))
+        assert found["curve"] == pytest.approx(one[name][1][HALF:], rel=1e-12)
+
+
+def test_weights_are_divided_and_not_copied(by_two):
+    whole = sum(p.numel() for p in teacher().parameters())
+    shares = [torch.load(by_two / f"share-{rank}.pt") for rank in (0, 1)]
+    assert sum(shares) == whole
+    assert max(shares) < 0.6 * whole
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "infra" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_our_config_files(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes % config.num_machines == 0
+    assert (config.distributed_type.value == "FSDP") == (path.stem == "fsdp2")
+    if path.stem == "fsdp2":
+        assert config.fsdp_config["fsdp_version"] == 2
+
+
+def test_the_first_version_of_fsdp_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(InputError, match="version 1 of FSDP, expected 2; set fsdp_version to 2"):
+        sharding_wanted()
+
+
+def test_a_process_that_torchrun_has_started_starts_no_others(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert process_count() == 1
+
+
+# What one of several processes does.
+
+
+def choose(way: str) -> None:
+    os.environ |= {"ACCELERATE_USE_FSDP": WAYS[way], "FSDP_VERSION": "2"}
+
+
+def learn_both_ways(folder: Path) -> None:
+    rank = int(os.environ["RANK"])
+    for way, name in cases():
+        choose(way)
+        trained, curve = learn(name)
+        torch.save({"ema": weights(trained.ema), "model": weights(trained.model)}, folder / f"{way}-{name}-{rank}.pt")
+        learn(name, folder / "half" / f"{way}-{name}", HALF)
+        if rank == 0:
+            (folder / f"{way}-{name}.json").write_text(json.dumps(curve))
+    count_shares(folder / f"share-{rank}.pt")
+
+
+def count_shares(path: Path) -> None:
+    """Counts the numbers that this process holds of a divided teacher."""
+    from nfm.train.sharding import local, shard
+
+    model = teacher()
+    shard(model, torch.device("cpu"))
+    torch.save(sum(local(p).numel() for p in model.parameters()), path)
+
+
+def resume_the_other_way(folder: Path) -> None:
+    """Goes on divided from what was whole, and whole from what was divided."""
+    for way, name in cases():
+        choose("ddp" if way == "fsdp2" else "fsdp2")
+        trained, curve = learn(name, folder / "half" / f"{way}-{name}")
+        if os.environ["RANK"] == "0":
+            torch.save({"ema": weights(trained.ema), "curve": curve}, folder / f"resumed-{way}-{name}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"learn": learn_both_ways, "resume": resume_the_other_way}[sys.argv[1]](Path(sys.argv[2]))
+    torch.distributed.destroy_process_group()
