@@ -5,9 +5,12 @@ Run as a script this file is one of the processes.
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,11 +82,18 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
-def processes(count: int, folder: Path, mode: str) -> None:
-    """Launches this script and waits for it."""
+def launched(count: int, folder: Path, mode: str, *options: str) -> subprocess.CompletedProcess:
+    """Launches this script by torchrun, as accelerate's launcher does, and waits for it."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    done = subprocess.run([*command, __file__, mode, str(folder)], env=environment, capture_output=True, text=True)
+    # Else processes that start again may meet the addresses of those that have died.
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *options]
+    command += [__file__, mode, str(folder)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def processes(count: int, folder: Path, mode: str) -> None:
+    done = launched(count, folder, mode)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -130,6 +140,31 @@ def test_a_checkpoint_of_two_processes_goes_on_in_four_in_either_way(one, by_two
         found = torch.load(tmp_path / f"resumed-{way}-{name}.pt")
         same(found["ema"], weights(one[name][0].ema))
         assert found["curve"] == pytest.approx(one[name][1][HALF:], rel=1e-12)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_killed_process_ends_the_others_and_is_named(tmp_path, way):
+    done = launched(2, tmp_path, f"die-{way}")
+    assert done.returncode != 0
+    (told,) = re.findall(r"Root Cause.*?rank +: (\d).*?exitcode +: (-?\d+).*?traceback : ([^\n]*)", done.stderr, re.S)
+    assert told == ("1", "-9", f"Signal 9 (SIGKILL) received by PID {(tmp_path / 'dead').read_text()}")
+    left = [line for line in processes_of(tmp_path) if "test_many" in line]
+    assert left == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_killed_process_is_started_again_and_all_go_on_from_the_checkpoint(one, tmp_path, way):
+    done = launched(2, tmp_path, f"die-{way}", "--max-restarts=1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = torch.load(tmp_path / "ended.pt")
+    assert len(found["curve"]) == STEPS - HALF
+    same(found["ema"], weights(one["student"][0].ema))
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Returns the command lines that name a folder."""
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    return [text for line in lines if str(folder) in (text := line.replace(b"\0", b" ").decode(errors="replace"))]
 
 
 def test_weights_are_divided_and_not_copied(by_two):
@@ -199,7 +234,30 @@ def resume_the_other_way(folder: Path) -> None:
             torch.save({"ema": weights(trained.ema), "curve": curve}, folder / f"resumed-{way}-{name}.pt")
 
 
+def die_once(way: str, folder: Path) -> None:
+    """Kills rank 1 behind the checkpoint, but for the second time."""
+    choose(way)
+
+    def loss(model: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
+        dead, reached = folder / "dead", (folder / "checkpoint" / "checkpoint.safetensors").exists()
+        if os.environ["RANK"] == "1" and reached and not dead.exists():
+            dead.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return student_rows(model, index, generator)
+
+    LEARNT["student"] = (student, loss)
+    trained, curve = learn("student", folder / "checkpoint")
+    if os.environ["RANK"] == "0":
+        torch.save({"ema": weights(trained.ema), "curve": curve}, folder / "ended.pt")
+
+
+MODES = {
+    "learn": learn_both_ways,
+    "resume": resume_the_other_way,
+    **{f"die-{way}": partial(die_once, way) for way in WAYS},
+}
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"learn": learn_both_ways, "resume": resume_the_other_way}[sys.argv[1]](Path(sys.argv[2]))
+    MODES[sys.argv[1]](Path(sys.argv[2]))
     torch.distributed.destroy_process_group()
