@@ -105,6 +105,7 @@ def evaluate(
     """Sample and measure one student, or the teacher."""
     if teacher == (coupling is not None):
         raise InputError("evaluate needs either --coupling NAME or --teacher, and not both")
+    _with_processes()
     from nfm.stages.evaluate import evaluate_student, evaluate_teacher
 
     if coupling is None:

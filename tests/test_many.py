@@ -10,14 +10,18 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from torch import Tensor, nn
 
+from nfm.cli import app as run_command
+from nfm.config import read_mapping, with_overrides
 from nfm.errors import InputError
 from nfm.student.loss import student_loss
 from nfm.student.velocity import SiT
@@ -27,6 +31,8 @@ from nfm.train.launch import process_count
 from nfm.train.loop import Trained, train
 from nfm.train.plan import Plan
 from nfm.train.sharding import sharding_wanted
+from tests.command import nfm
+from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
 COUNT, STEPS, HALF = 32, 6, 3
@@ -82,18 +88,20 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
-def launched(count: int, folder: Path, mode: str, *options: str) -> subprocess.CompletedProcess:
+def launched(
+    count: int, folder: Path, mode: str, *arguments: str, options: Sequence[str] = ()
+) -> subprocess.CompletedProcess:
     """Launches this script by torchrun, as accelerate's launcher does, and waits for it."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     # Else processes that start again may meet the addresses of those that have died.
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *options]
-    command += [__file__, mode, str(folder)]
+    command += [__file__, mode, str(folder), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def processes(count: int, folder: Path, mode: str) -> None:
-    done = launched(count, folder, mode)
+def processes(count: int, folder: Path, mode: str, *arguments: str) -> None:
+    done = launched(count, folder, mode, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -142,9 +150,8 @@ def test_a_checkpoint_of_two_processes_goes_on_in_four_in_either_way(one, by_two
         assert found["curve"] == pytest.approx(one[name][1][HALF:], rel=1e-12)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_killed_process_ends_the_others_and_is_named(tmp_path, way):
-    done = launched(2, tmp_path, f"die-{way}")
+def test_a_killed_process_ends_the_others_and_is_named(tmp_path):
+    done = launched(2, tmp_path, "die-ddp")
     assert done.returncode != 0
     (told,) = re.findall(r"Root Cause.*?rank +: (\d).*?exitcode +: (-?\d+).*?traceback : ([^\n]*)", done.stderr, re.S)
     assert told == ("1", "-9", f"Signal 9 (SIGKILL) received by PID {(tmp_path / 'dead').read_text()}")
@@ -152,9 +159,8 @@ def test_a_killed_process_ends_the_others_and_is_named(tmp_path, way):
     assert left == []
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_killed_process_is_started_again_and_all_go_on_from_the_checkpoint(one, tmp_path, way):
-    done = launched(2, tmp_path, f"die-{way}", "--max-restarts=1")
+def test_a_killed_process_is_started_again_and_all_go_on_from_the_checkpoint(one, tmp_path):
+    done = launched(2, tmp_path, "die-fsdp2", options=["--max-restarts=1"])
     assert done.returncode == 0, done.stderr[-3000:]
     found = torch.load(tmp_path / "ended.pt")
     assert len(found["curve"]) == STEPS - HALF
@@ -165,6 +171,36 @@ def processes_of(folder: Path) -> list[str]:
     """Returns the command lines that name a folder."""
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     return [text for line in lines if str(folder) in (text := line.replace(b"\0", b" ").decode(errors="replace"))]
+
+
+def test_stages_of_two_processes_write_the_bytes_of_one(tmp_path):
+    """couple and evaluate, after a teacher and a student of one process."""
+    params = with_overrides(
+        read_mapping(ROOT / "params.yaml"), {**TINY, "coupling.teacher.draws": 2, "run.sample_batch": 3}
+    )
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    both = [["couple", "--coupling", "teacher"], ["evaluate", "--coupling", "teacher"], ["evaluate", "--teacher"]]
+    first = [["prepare"], ["features"], ["reference"], ["teacher"], both[0], ["student", "--coupling", "teacher"]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setenv("NFM_TRACKER", "none")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        for command in (*first, *both[1:]):
+            assert nfm(patch, *command) == 0
+        written = {folder: contents(tmp_path / folder) for folder in ("artifacts/coupling", "artifacts/evaluate")}
+        figures = {path: json.loads(path.read_text()) for path in (tmp_path / "metrics").rglob("evaluate*/*.json")}
+        shutil.rmtree(tmp_path / "artifacts" / "coupling")
+        processes(2, tmp_path, "stages", *(" ".join(command) for command in both))
+    assert {folder: contents(tmp_path / folder) for folder in written} == written
+    assert len(figures) == 2
+    for path, expected in figures.items():
+        found = json.loads(path.read_text())
+        assert found.pop("seconds_per_image") != expected.pop("seconds_per_image")  # it was measured again
+        assert found == expected
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_weights_are_divided_and_not_copied(by_two):
@@ -251,7 +287,15 @@ def die_once(way: str, folder: Path) -> None:
         torch.save({"ema": weights(trained.ema), "curve": curve}, folder / "ended.pt")
 
 
+def run_stages(folder: Path) -> None:
+    """Runs commands of ours, each as if it were alone."""
+    os.chdir(folder)
+    for command in sys.argv[3:]:
+        run_command(command.split(), standalone_mode=False)
+
+
 MODES = {
+    "stages": run_stages,
     "learn": learn_both_ways,
     "resume": resume_the_other_way,
     **{f"die-{way}": partial(die_once, way) for way in WAYS},

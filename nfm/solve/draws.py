@@ -46,9 +46,12 @@ class Draws:
 
     def parts(self, batch: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Gives noise and classes of all samples, `batch` at a time."""
-        for first in range(0, self.count, batch):
-            last = min(first + batch, self.count)
-            yield self.noise(first, last), self.label(first, last)
+        for span in self.spans(batch):
+            yield self.noise(*span), self.label(*span)
+
+    def spans(self, batch: int) -> list[tuple[int, int]]:
+        """Returns first and last number, the last not included, of `batch` samples at a time."""
+        return [(first, min(first + batch, self.count)) for first in range(0, self.count, batch)]
 
     def shown(self, most: int) -> list[int]:
         """Returns the numbers of samples to show: the first of each class, or the first few."""

@@ -24,6 +24,7 @@ from nfm.solve.draws import Draws
 from nfm.solve.sample import sample
 from nfm.solve.solvers import grid, steps_for
 from nfm.stages.run import StageRun, stage_run
+from nfm.stages.turns import by_turns
 from nfm.student.fast import Network, fast
 from nfm.student.velocity import SiT, guided
 from nfm.teacher.denoise import denoise, sample_teacher
@@ -54,19 +55,16 @@ def evaluate_student(root: Path, params: Params, coupling: str, seed: int) -> No
             for noise, label in draws.parts(params.run.sample_batch):
                 _samples(network, noise, label, ("euler", 1), params)  # so that compiling is not timed
         for solver, nfe in [("euler", 1)] if student.one_step else _settings(section):
-            tally, seconds = measure.tally(draws.shown(SHOWN)), 0.0
-            for noise, label in draws.parts(params.run.sample_batch):
-                start = time.perf_counter()
-                images = measure.pixels(_samples(network, noise, label, (solver, nfe), params))
-                seconds += time.perf_counter() - start
-                tally.add(images, label)
-            metrics.setdefault("seconds_per_image", {})[f"{solver}-{nfe}"] = seconds / draws.count
+            tally, seconds = _student_tally(network, (solver, nfe), draws, measure, params, run.main)
+            if not run.main:
+                continue
+            metrics.setdefault("seconds_per_image", {})[f"{solver}-{nfe}"] = seconds
             figures = tally.figures()
             for name, value in figures.items():
                 metrics.setdefault(measure.names.get(name, name), {})[f"{solver}-{nfe}"] = value
             kept[f"samples-{solver}-{nfe}"] = tally.images()
             _track(run, figures | {full: figures[name] for name, full in measure.names.items()}, solver, nfe, section)
-        if not student.one_step:
+        if run.main and not student.one_step:
             metrics["curvature"] = _curvature(model, *draws.first(CURVED), section)
             run.report({"curvature": metrics["curvature"]}, 0)
             kept["paths"] = _paths(model, *draws.first(PATHS), section)
@@ -85,7 +83,9 @@ def evaluate_teacher(root: Path, params: Params, seed: int) -> None:
         for learnt in (test.shape, measure.test.learnt):
             check_shape(weights, teacher.model.shape, learnt)
         draws = _draws(params.evaluate, measure.test, teacher.conditional, run.device)
-        tallies, seconds = _teacher_tallies(teacher, draws, measure, params)
+        tallies, seconds = _teacher_tallies(teacher, draws, measure, params, run.main)
+        if not run.main:
+            return
         figures = {name: tally.figures() for name, tally in tallies.items()}
         metrics: dict[str, Any] = {
             "bits_per_dim": _held_out_bits(teacher, test, params, run.device),
@@ -133,6 +133,24 @@ def _network(model: SiT, section: Evaluate) -> Network:
     return fast(model, bf16=bf16, compile=section.compile) if bf16 or section.compile else model
 
 
+def _student_tally(
+    network: Network, setting: Setting, draws: Draws, measure: Measure, params: Params, main: bool
+) -> tuple[Tally, float]:
+    """Counts in the student's samples at a setting, on the main process; seconds per sample."""
+    tally, seconds = measure.tally(draws.shown(SHOWN)), 0.0
+
+    def make(noise: Tensor, label: Tensor | None) -> tuple[Tensor, float]:
+        start = time.perf_counter()
+        images = measure.pixels(_samples(network, noise, label, setting, params))
+        return images, time.perf_counter() - start
+
+    for (images, spent), label in by_turns(draws, params.run.sample_batch, make):
+        seconds += spent
+        if main:
+            tally.add(images, label)
+    return tally, seconds / draws.count
+
+
 def _samples(model: Network, noise: Tensor, label: Tensor | None, setting: Setting, params: Params) -> Tensor:
     """Returns the student's samples; the evaluations that it took are the NFE asked for."""
     name, nfe = setting
@@ -176,19 +194,23 @@ def _held_out_bits(teacher: TrainedTeacher, test: Split, params: Params, device:
 
 
 def _teacher_tallies(
-    teacher: TrainedTeacher, draws: Draws, measure: Measure, params: Params
+    teacher: TrainedTeacher, draws: Draws, measure: Measure, params: Params, main: bool
 ) -> tuple[dict[str, Tally], float]:
-    """Counts in the teacher's samples as they are decoded, and after the denoising step; seconds per sample."""
+    """Counts in the teacher's samples, raw and denoised, on the main process; seconds per sample."""
     tallies = {name: measure.tally(draws.shown(SHOWN)) for name in ("raw", "denoised")}
     seconds = 0.0
     how = params.evaluate.decode.model_dump()
-    for noise, label in draws.parts(params.run.sample_batch):
+
+    def make(noise: Tensor, label: Tensor | None) -> tuple[dict[str, Tensor], float]:
         start = time.perf_counter()
         raw = sample_teacher(teacher.model, noise, label, **how)
         clean = denoise(teacher.model, raw, label, teacher.noise_std)
         images = {"raw": measure.pixels(raw), "denoised": measure.pixels(clean)}
-        seconds += time.perf_counter() - start
-        for name, tally in tallies.items():
+        return images, time.perf_counter() - start
+
+    for (images, spent), label in by_turns(draws, params.run.sample_batch, make):
+        seconds += spent
+        for name, tally in tallies.items() if main else ():
             tally.add(images[name], label)
     return tallies, seconds / draws.count
 
