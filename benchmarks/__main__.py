@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import measures, networks, peers, stages
+from benchmarks import cached, measures, networks, peers, stages
 from benchmarks.peers import Peers
 from benchmarks.sizes import SIZES, Size, device
 from benchmarks.table import Row, text
@@ -47,7 +47,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "fidelity": measures.fidelity,
     "data": stages.data,
     "stage-overhead": stages.stage_overhead,
-    "flow-overhead": stages.flow_overhead,
+    "flow-overhead": cached.flow_overhead,
 }
 
 

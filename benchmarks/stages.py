@@ -113,8 +113,3 @@ def spent(folder: str, arguments: list[str]) -> float:
     subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def flow_overhead(_: Peers, seconds: float) -> Iterator[Row]:
-    """Not written yet: results/stack.json has a cached run of the flow, by benchmarks/stack.py."""
-    yield Row("flow-overhead", "12 cached stages", "dvc repro", None, 1 / 1.5)

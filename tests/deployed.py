@@ -81,7 +81,7 @@ def worker(pool: str, folder: Path, environment: Mapping[str, str]) -> Iterator[
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(5)  # idle by now, and slow to leave its loops
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import gpu, measures, networks, peers, sizes
+from benchmarks import gpu, measures, networks, peers, scaling, sizes
 from benchmarks.table import NOT_MEASURED, Row, text
 from benchmarks.timing import Ratio, compare
+from nfm.data.shards import Split
 from nfm.errors import InputError
 
 
@@ -151,3 +152,37 @@ def test_the_figures_of_a_gpu_are_taken_in_small_on_any_device(monkeypatch):
     decoded = [row["max_error"] for (name, how), row in rows.items() if name == "decode" and "tolerance 0" in how]
     assert max(decoded) < 1e-3
     assert sum(event["share"] for event in found["profile"]) <= 1
+
+
+def test_the_exponent_of_a_growth_is_its_slope_in_logarithms():
+    sizes = [10, 100, 1000, 10_000]
+    rows = [{"seconds": 1e-4 * size**1.5} for size in sizes]
+    assert scaling.exponent(sizes, rows) == 1.5
+    rows[0]["seconds"] = 0.01  # start-up, which is under a second
+    assert scaling.exponent(sizes, rows) == 1.5
+    assert scaling.exponent(sizes[:1], rows[:1]) is None
+
+
+def test_what_grows_with_images_is_done_for_all_of_them(tmp_path):
+    scaling.write(600, tmp_path)
+    split = Split.open(tmp_path / "train", verify=True)
+    assert len(split) == 600
+    assert len(split.raw(torch.arange(600)).flatten(1).unique(dim=0)) == 600
+    for name in (*scaling.WORKS, "draws"):
+        found = scaling.alone(name, 10 if name == "draws" else 600, tmp_path / "again" if name == "write" else tmp_path)
+        assert found["seconds"] > 0
+        assert found["peak_mb"] >= 0
+
+
+def test_nothing_grows_faster_than_linearly_and_memory_does_not_grow_with_images():
+    found = json.loads((command.RESULT.parent / "scaling.json").read_text())
+    images = found["images"]
+    assert images["sizes"] == [1_000, 10_000, 100_000, 1_000_000]
+    works = [*images["works"].values(), *found["draws"]["works"].values()]
+    assert len(works) == 5
+    assert all(work["exponent"] < 1.15 for work in works)  # linear, and the scatter of a busy machine
+    for work in images["works"].values():
+        small, large = work["rows"][1]["peak_mb"], work["rows"][-1]["peak_mb"]
+        assert large < small + 100  # where the pixels are 64 MB, the labels 8 MB
+    assert found["stages"]["sizes"][-1] == 1000
+    assert found["stages"]["rows"][-1]["flow_a_stage"] < 0.3

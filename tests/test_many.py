@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from nfm.student.loss import student_loss
 from nfm.student.velocity import SiT
 from nfm.teacher.loss import teacher_loss
 from nfm.teacher.tarflow import TarFlow
+from nfm.train import loop
 from nfm.train.launch import process_count
 from nfm.train.loop import Trained, train
 from nfm.train.plan import Plan
@@ -225,6 +228,20 @@ def test_the_first_version_of_fsdp_is_refused(monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(InputError, match="version 1 of FSDP, expected 2; set fsdp_version to 2"):
         sharding_wanted()
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"), [({"compile": True}, "compile is true"), ({"precision": "fp16"}, "'fp16'")]
+)
+def test_what_does_not_go_with_divided_weights_is_refused(monkeypatch, changes, what):
+    monkeypatch.setattr(loop, "sharding_wanted", lambda: True)
+    monkeypatch.setattr(
+        loop, "open_accelerator", lambda *_: SimpleNamespace(device=torch.device("cpu"), num_processes=2)
+    )
+    plan = replace(Plan(2, 8, 1e-2, (0.9, 0.95), 1e-4, 2, 1.0, 1.0, 0.9, "no", 3), **changes)
+    how = {"count": COUNT, "plan": plan, "seed": 0, "folder": None, "key": "k", "name": "student"}
+    with pytest.raises(InputError, match=f"student: .*{what}.* does not go with weights that are divided"):
+        loop.train(student(), student_rows, report=lambda *_: None, **how)
 
 
 def test_a_process_that_torchrun_has_started_starts_no_others(monkeypatch):

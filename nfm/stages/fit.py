@@ -50,6 +50,11 @@ def fit(
 
 
 def read_batch(split: Split, index: torch.Tensor, device: torch.device) -> Batch:
-    """Reads the images and labels at an index, onto a device."""
+    """Reads the images and labels at an index, onto a device; the host does not wait for the copy to a GPU."""
     label = split.labels(index)
-    return Batch(index, split.images(index).to(device), None if label is None else label.to(device))
+    return Batch(index, _moved(split.images(index), device), None if label is None else _moved(label, device))
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    # Only from pinned memory does a copy go on beside what the GPU computes.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -93,6 +93,7 @@ def train(
     average = Average(mine, plan.ema)
     sharded = sharding_wanted()
     if sharded:
+        _check_sharding(name, plan)
         shard(mine, accelerator.device)
         shard(average.module, accelerator.device)
         average.follow(mine)
@@ -190,6 +191,15 @@ def _check_processes(name: str, plan: Plan, processes: int) -> None:
         raise InputError(
             f"{name}: batch is {plan.batch}, expected one image or more for each of the "
             f"{processes} processes; raise batch or start fewer processes"
+        )
+
+
+def _check_sharding(name: str, plan: Plan) -> None:
+    if plan.compile or plan.precision == "fp16":
+        what = "compile is true" if plan.compile else "precision is 'fp16'"
+        raise InputError(
+            f"{name}: {what}, which does not go with weights that are divided (FSDP2); set compile to false and "
+            "precision to 'bf16' or 'fp32', or let every process hold the whole model"
         )
 
 
