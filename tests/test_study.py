@@ -18,7 +18,7 @@ from nfm.study import load_study, study_names, table
 ROOT = Path(__file__).parents[1]
 
 
-QUICK = {"mnist-student", "mnist-length"}  # one seed, and said so in docs/results.md
+QUICK = {"mnist-student", "mnist-length", "mnist-teacher"}  # one seed, and said so in docs/results.md
 BUDGETS = {"length", "mnist-length"}  # whose question is how long a student trains
 
 
