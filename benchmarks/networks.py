@@ -22,7 +22,7 @@ from nfm.teacher.loss import teacher_loss
 from nfm.train.ema import Average
 from nfm.train.launch import open_accelerator
 from nfm.train.plan import Plan
-from nfm.train.update import Loss, Updater
+from nfm.train.update import Loss, Piece, Updater
 
 Precision = Literal["no", "bf16"]
 GOALS = {
@@ -52,7 +52,7 @@ def teacher_update(size: Size, precision: Precision = "no", compile: bool = Fals
     """Returns an update of a teacher of a size on one batch of images."""
     x, label = size.images(0), size.labels()
 
-    def loss(model: nn.Module, _: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, _: Piece, generator: torch.Generator) -> Tensor:
         return teacher_loss(model, x, label, generator, noise_std=0.2, label_drop=0.1)
 
     return updates(size.teacher(), loss, size.batch, (0.9, 0.95), precision, compile)
@@ -62,7 +62,7 @@ def student_update(size: Size, precision: Precision = "no", compile: bool = Fals
     """Returns an update of a student of a size on one batch of pairs."""
     data, noise, label = size.images(0), size.images(1), size.labels()
 
-    def loss(model: nn.Module, _: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, _: Piece, generator: torch.Generator) -> Tensor:
         return student_loss(model, data, noise, label, generator, time_mean=-0.2, time_std=1.0, label_drop=0.1)
 
     return updates(size.student(), loss, size.batch, (0.9, 0.99), precision, compile)

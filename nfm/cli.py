@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -304,7 +305,12 @@ def restore(
 def main() -> None:
     """Runs the command line; bad input is one sentence on stderr and exit status 2."""
     try:
-        app()
+        _recorded(app)()
+    except SystemExit as end:
+        # A process that fails keeps its connections to its end, or the others may be seen to fail first.
+        if not end.code:
+            _leave_group()
+        raise
     except InputError as error:
         _fail(str(error))
     except OSError as error:
@@ -316,8 +322,6 @@ def main() -> None:
         )
     except KeyboardInterrupt:
         sys.exit(130)
-    finally:
-        _leave_group()
 
 
 def _leave_group() -> None:
@@ -363,6 +367,15 @@ def _replaceable(path: Path) -> bool:
     status = ["git", "status", "--porcelain", "--", str(path)]
     answer = subprocess.run(status, capture_output=True, text=True, check=False)
     return answer.returncode == 0 and not answer.stdout.strip()
+
+
+def _recorded(command: Callable[[], None]) -> Callable[[], None]:
+    """Returns a command that tells torch's launcher, where there is one, what it failed of, and not only that."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return command
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return record(command)
 
 
 def _with_processes() -> None:

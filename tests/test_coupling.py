@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from nfm.coupling.base import Batch
+from nfm.coupling.base import Batch, Whole
 from nfm.coupling.independent import Independent
 from nfm.coupling.minibatch_ot import MinibatchOT, assign
 from nfm.coupling.semidiscrete_ot import SemidiscreteOT, fit_potentials
@@ -172,6 +172,40 @@ def test_minibatch_ot_only_permutes_and_only_inside_a_class():
         rows = label == c
         best = plain[rows][assign(data[rows], plain[rows])]
         assert torch.equal(pairs.noise[rows], best)
+
+
+@pytest.mark.parametrize("across", [True, False])
+def test_parts_of_a_whole_batch_are_paired_as_the_batch_is(across):
+    data, label = gaussian(64)
+    rows, reads = torch.arange(64), []
+
+    def part(start: int, stop: int, step: int) -> Batch:
+        def read() -> Batch:
+            reads.append(step)
+            return Batch(rows, data, label)
+
+        here = slice(start, stop)
+        return Batch(rows[here], data[here], label[here], Whole(read, here, 7, step))
+
+    # Two processes with generators of their own, of which the first has two forward passes.
+    first, second = MinibatchOT(across, whole_batch=True), MinibatchOT(across, whole_batch=True)
+    found = [
+        first.pair(part(0, 20, 0), generator_for(1)).noise,
+        first.pair(part(20, 33, 0), generator_for(2)).noise,
+        second.pair(part(33, 64, 0), generator_for(3)).noise,
+    ]
+    noise = torch.cat(found)
+    assert reads == [0, 0]  # once by each
+    for c in [None] if across else [0, 1]:
+        of = slice(None) if c is None else label == c
+        assert torch.equal(assign(data[of], noise[of]), torch.arange(len(data[of])))  # none is nearer in sum
+    another = second.pair(part(33, 64, 1), generator_for(3)).noise
+    assert not torch.equal(another, found[2])
+    assert reads == [0, 0, 1]
+    # Where it is not asked for, a part is paired by itself, by its own generator.
+    alone = MinibatchOT(across).pair(part(33, 64, 0), generator_for(3)).noise
+    assert torch.equal(alone, MinibatchOT(across).pair(Batch(rows[33:], data[33:], label[33:]), generator_for(3)).noise)
+    assert reads == [0, 0, 1]
 
 
 def test_pairing_across_classes_gives_each_class_noise_of_its_own():

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -24,21 +25,26 @@ from torch import Tensor, nn
 
 from nfm.cli import app as run_command
 from nfm.config import read_mapping, with_overrides
+from nfm.coupling.base import Batch, Pairs, Whole
+from nfm.coupling.minibatch_ot import MinibatchOT, assign
 from nfm.errors import InputError
 from nfm.student.loss import student_loss
 from nfm.student.velocity import SiT
 from nfm.teacher.loss import teacher_loss
 from nfm.teacher.tarflow import TarFlow
 from nfm.train import loop
-from nfm.train.launch import process_count
+from nfm.train.launch import open_processes, process_count
 from nfm.train.loop import Trained, train
 from nfm.train.plan import Plan
+from nfm.train.pulse import Pulse
 from nfm.train.sharding import sharding_wanted
+from nfm.train.update import Piece
 from tests.command import nfm
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
 COUNT, STEPS, HALF = 32, 6, 3
+TRANSPORT = MinibatchOT(across_classes=True, whole_batch=True)
 WAYS = {"ddp": "false", "fsdp2": "true"}  # accelerate's environment variable for it
 
 
@@ -50,15 +56,22 @@ def student() -> nn.Module:
     return SiT((1, 4, 4), (1, 4), depth=2, width=16, head_size=8, classes=10)
 
 
-def teacher_rows(model: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
+def teacher_rows(model: nn.Module, piece: Piece, generator: torch.Generator) -> Tensor:
     x, label = images()
-    return teacher_loss(model, x[index], label[index], generator, noise_std=0.2, label_drop=0.1)
+    return teacher_loss(model, x[piece.index], label[piece.index], generator, noise_std=0.2, label_drop=0.1)
 
 
-def student_rows(model: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
+def student_rows(model: nn.Module, piece: Piece, generator: torch.Generator) -> Tensor:
+    """Of pairs by transport over the batch of all processes."""
     x, label = images()
-    pairs = x[index], x[index].flip(2), label[index]
-    return student_loss(model, *pairs, generator, time_mean=-0.2, time_std=1.0, label_drop=0.1)
+
+    def read(rows: Tensor) -> Batch:
+        return Batch(rows, x[rows], label[rows])
+
+    batch = replace(read(piece.index), whole=Whole(lambda: read(piece.rows), piece.part, piece.seed, piece.step))
+    pairs = TRANSPORT.pair(batch, generator)
+    times = {"time_mean": -0.2, "time_std": 1.0}
+    return student_loss(model, pairs.data, pairs.noise, pairs.label, generator, **times, label_drop=0.1)
 
 
 LEARNT = {"teacher": (teacher, teacher_rows), "student": (student, student_rows)}
@@ -156,10 +169,31 @@ def test_a_checkpoint_of_two_processes_goes_on_in_four_in_either_way(one, by_two
 def test_a_killed_process_ends_the_others_and_is_named(tmp_path):
     done = launched(2, tmp_path, "die-ddp")
     assert done.returncode != 0
-    (told,) = re.findall(r"Root Cause.*?rank +: (\d).*?exitcode +: (-?\d+).*?traceback : ([^\n]*)", done.stderr, re.S)
-    assert told == ("1", "-9", f"Signal 9 (SIGKILL) received by PID {(tmp_path / 'dead').read_text()}")
-    left = [line for line in processes_of(tmp_path) if "test_many" in line]
-    assert left == []
+    assert root_cause(done.stderr) == (
+        "1",
+        "-9",
+        f"Signal 9 (SIGKILL) received by PID {(tmp_path / 'dead').read_text()}",
+    )
+    assert [line for line in processes_of(tmp_path) if "test_many" in line] == []
+
+
+def test_a_frozen_process_is_killed_and_named(tmp_path):
+    done = launched(2, tmp_path, "freeze")
+    assert done.returncode != 0
+    assert "nfm: process 1 has shown no life for 3 s and is killed, so that no other waits for it" in done.stderr
+    assert root_cause(done.stderr) == (
+        "1",
+        "-9",
+        f"Signal 9 (SIGKILL) received by PID {(tmp_path / 'dead').read_text()}",
+    )
+    assert [line for line in processes_of(tmp_path) if "test_many" in line] == []
+
+
+def test_a_process_that_fails_ends_the_others_and_is_named_with_its_reason(tmp_path):
+    done = launched(2, tmp_path, "raise")
+    assert done.returncode != 0
+    assert root_cause(done.stderr)[:2] == ("1", "1")
+    assert "ValueError: what went wrong" in done.stderr[done.stderr.index("Root Cause") :]
 
 
 def test_a_killed_process_is_started_again_and_all_go_on_from_the_checkpoint(one, tmp_path):
@@ -168,6 +202,12 @@ def test_a_killed_process_is_started_again_and_all_go_on_from_the_checkpoint(one
     found = torch.load(tmp_path / "ended.pt")
     assert len(found["curve"]) == STEPS - HALF
     same(found["ema"], weights(one["student"][0].ema))
+
+
+def root_cause(told: str) -> tuple[str, str, str]:
+    """Returns rank, exit status and reason of the process that torch's launcher names as the first to fail."""
+    (found,) = re.findall(r"Root Cause.*?rank +: (\d).*?exitcode +: (-?\d+).*?traceback : ([^\n]*)", told, re.S)
+    return found
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -200,6 +240,29 @@ def test_stages_of_two_processes_write_the_bytes_of_one(tmp_path):
         found = json.loads(path.read_text())
         assert found.pop("seconds_per_image") != expected.pop("seconds_per_image")  # it was measured again
         assert found == expected
+
+
+def test_the_stage_student_pairs_over_the_whole_batch_where_it_is_asked_to(tmp_path, monkeypatch):
+    asked = {"run.micro_batch": 4, "coupling.minibatch-ot.whole_batch": True, "student.train.steps": 1}
+    params = with_overrides(read_mapping(ROOT / "params.yaml"), {**TINY, **asked})
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    seen: list[Pairs] = []
+
+    def loss(model: nn.Module, data: Tensor, noise: Tensor, label: Tensor, *rest: Any, **how: Any) -> Tensor:
+        seen.append(Pairs(data, noise, label))
+        return student_loss(model, data, noise, label, *rest, **how)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NFM_TRACKER", "none")
+    monkeypatch.setattr("nfm.stages.student.student_loss", loss)
+    for command in ("prepare", "couple --coupling minibatch-ot", "student --coupling minibatch-ot"):
+        assert nfm(monkeypatch, *command.split()) == 0
+    data, noise, label = (torch.cat([getattr(pairs, name) for pairs in seen]) for name in ("data", "noise", "label"))
+    assert len(seen) == 4
+    assert len(data) == 16
+    for c in label.unique():  # labels bind
+        of = label == c
+        assert torch.equal(assign(data[of], noise[of]), torch.arange(len(data[of])))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -287,21 +350,43 @@ def resume_the_other_way(folder: Path) -> None:
             torch.save({"ema": weights(trained.ema), "curve": curve}, folder / f"resumed-{way}-{name}.pt")
 
 
-def die_once(way: str, folder: Path) -> None:
-    """Kills rank 1 behind the checkpoint, but for the second time."""
+def die_once(way: str, folder: Path, number: signal.Signals = signal.SIGKILL) -> None:
+    """Kills rank 1 behind the checkpoint, or stops it by another signal, but for the second time."""
     choose(way)
 
-    def loss(model: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, piece: Piece, generator: torch.Generator) -> Tensor:
         dead, reached = folder / "dead", (folder / "checkpoint" / "checkpoint.safetensors").exists()
         if os.environ["RANK"] == "1" and reached and not dead.exists():
             dead.write_text(str(os.getpid()))
-            os.kill(os.getpid(), signal.SIGKILL)
-        return student_rows(model, index, generator)
+            os.kill(os.getpid(), number)
+        return student_rows(model, piece, generator)
 
     LEARNT["student"] = (student, loss)
     trained, curve = learn("student", folder / "checkpoint")
     if os.environ["RANK"] == "0":
         torch.save({"ema": weights(trained.ema), "curve": curve}, folder / "ended.pt")
+
+
+def freeze(folder: Path) -> None:
+    open_processes()
+    with Pulse(limit=3):
+        die_once("ddp", folder, signal.SIGSTOP)
+
+
+def fail(folder: Path) -> None:
+    """Runs a stage that fails in rank 1, and in which the others wait for it."""
+
+    def stage(*_: object) -> None:
+        state = open_processes()
+        if state.process_index == 1:
+            raise ValueError("what went wrong")
+        state.wait_for_everyone()
+
+    os.chdir(folder)
+    shutil.copy(ROOT / "params.yaml", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nfm.stages.teacher.teacher", stage)
+        nfm(patch, "teacher")
 
 
 def run_stages(folder: Path) -> None:
@@ -315,6 +400,8 @@ MODES = {
     "stages": run_stages,
     "learn": learn_both_ways,
     "resume": resume_the_other_way,
+    "freeze": freeze,
+    "raise": fail,
     **{f"die-{way}": partial(die_once, way) for way in WAYS},
 }
 

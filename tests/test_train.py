@@ -58,8 +58,8 @@ def a_network(dropout=0.0):
         return nn.Sequential(*layers).double()
 
 
-def denoising(model, index, generator):
-    data = torch.sin(torch.arange(3.0 * COUNT, dtype=torch.float64)).reshape(COUNT, 3)[index].to(generator.device)
+def denoising(model, piece, generator):
+    data = torch.sin(torch.arange(3.0 * COUNT, dtype=torch.float64)).reshape(COUNT, 3)[piece.index].to(generator.device)
     noise = torch.randn(data.shape, generator=generator, device=generator.device, dtype=data.dtype)
     return (model(data + noise) - data).square().mean()
 
@@ -71,9 +71,9 @@ def smooth_network(dropout=0.0):
     return network
 
 
-def rolling(model, index, generator):
+def rolling(model, piece, generator):
     """A loss without draws."""
-    data = torch.sin(torch.arange(3.0, device=generator.device) + index.to(generator.device).double()[:, None])
+    data = torch.sin(torch.arange(3.0, device=generator.device) + piece.index.to(generator.device).double()[:, None])
     return (model(data) - data.roll(1, 1)).square().mean()
 
 
@@ -173,7 +173,7 @@ STEADY = {"warmup": 0, "final_lr": 1.0, "weight_decay": 0.0, "clip": 1.0e9}
 def test_adamw_under_a_constant_slope_walks_by_the_learning_rate_and_the_average_lags_as_it_must():
     lr, decay, steps = 1.0e-2, 0.8, 20
     plan = a_plan(steps=steps, lr=lr, ema=decay, **STEADY)
-    trained, curve = run(Position(), lambda model, index, generator: model(), plan)
+    trained, curve = run(Position(), lambda model, piece, generator: model(), plan)
     # w_n = -n lr, up to AdamW's 1e-8; mean_n = sum of (1 - d) d^(n - k) w_k, in closed form below.
     lag = decay / (1 - decay) * (1 - decay**steps)
     assert trained.model.at.item() == pytest.approx(-steps * lr, rel=1e-7)
@@ -185,7 +185,7 @@ def test_adamw_under_a_constant_slope_walks_by_the_learning_rate_and_the_average
 def test_clipping_bounds_the_gradient_that_adamw_sees_but_not_the_one_reported():
     # AdamW moves by lr g / (g + 1e-8), so a gradient clipped to 1e-8 moves it by half of lr.
     plan = a_plan(steps=10, lr=1.0e-2, **(STEADY | {"clip": 1.0e-8}))
-    trained, curve = run(Position(), lambda model, index, generator: 5 * model(), plan)
+    trained, curve = run(Position(), lambda model, piece, generator: 5 * model(), plan)
     assert trained.model.at.item() == pytest.approx(-10 * 1.0e-2 / 2, rel=1e-3)  # clip adds 1e-6 to the norm of 5
     assert curve[10]["grad_norm"] == pytest.approx(5.0)
 
@@ -194,20 +194,20 @@ def test_weight_decay_shrinks_the_weights_apart_from_the_gradient():
     plan = a_plan(steps=10, lr=0.1, **(STEADY | {"weight_decay": 0.5}))
     model = Position()
     nn.init.ones_(model.at)
-    trained, _ = run(model, lambda model, index, generator: 0 * model(), plan)
+    trained, _ = run(model, lambda model, piece, generator: 0 * model(), plan)
     assert trained.model.at.item() == pytest.approx((1 - 0.1 * 0.5) ** 10)
 
 
 def test_the_learning_rate_follows_the_schedule():
-    _, curve = run(Position(), lambda model, index, generator: model(), a_plan(log_every=5))
+    _, curve = run(Position(), lambda model, piece, generator: model(), a_plan(log_every=5))
     assert sorted(curve) == [5, 10, 12]  # the last update is reported whatever log_every
     for step, metrics in curve.items():
         assert metrics["lr"] == learning_rate(step - 1, steps=12, lr=1.0e-2, warmup=3, final_lr=0.1)
 
 
 def test_training_finds_the_mean_of_the_data():
-    def distance(model, index, generator):
-        return (model() - index.to(generator.device).double()).square().mean()
+    def distance(model, piece, generator):
+        return (model() - piece.index.to(generator.device).double()).square().mean()
 
     plan = a_plan(steps=600, lr=1.0, weight_decay=0.0, batch=COUNT, final_lr=1.0e-3, clip=1.0e3, log_every=600)
     trained, _ = run(Position(), distance, plan)
@@ -229,7 +229,7 @@ def test_the_division_into_forward_passes_changes_only_rounding(micro_batch):
 def test_draws_differ_between_updates_and_between_forward_passes():
     draws = []
 
-    def record(model, index, generator):
+    def record(model, piece, generator):
         draws.append(tuple(torch.randn(2, generator=generator, device=generator.device).tolist()))
         draws.append(tuple(torch.randn(2).tolist()))  # what dropout draws from
         return model()
@@ -261,7 +261,7 @@ def test_buffers_of_the_average_are_those_of_the_model():
 
 def test_a_loss_that_is_not_a_scalar_is_refused():
     with pytest.raises(ValueError, match=r"shape \(8,\).*take the mean"):
-        run(Position(), lambda model, index, generator: model() * torch.ones(8, device=generator.device), a_plan())
+        run(Position(), lambda model, piece, generator: model() * torch.ones(8, device=generator.device), a_plan())
 
 
 # Precision
@@ -276,8 +276,8 @@ def test_trainings_of_different_precision_follow_each_other_in_one_process():
             seen.append(y.dtype)
             return y
 
-    def fit(model, index, generator):
-        out = model(torch.ones(len(index), 3, device=generator.device))
+    def fit(model, piece, generator):
+        out = model(torch.ones(len(piece.index), 3, device=generator.device))
         assert out.dtype == torch.float32  # the loss is taken in full precision
         return out.square().mean()
 
@@ -295,13 +295,13 @@ def test_trainings_of_different_precision_follow_each_other_in_one_process():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU trains in fp16")
 def test_fp16_without_a_gpu_is_refused():
     with pytest.raises(InputError, match=r"precision is 'fp16'.*'bf16' or 'fp32'"):
-        run(Position(), lambda model, index, generator: model(), a_plan(precision="fp16"))
+        run(Position(), lambda model, piece, generator: model(), a_plan(precision="fp16"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a GPU")
 def test_fp16_on_a_gpu_trains_and_counts_the_scalers_first_overflows():
-    def fit(model, index, generator):
-        return 1.0e3 * model(torch.ones(len(index), 3, device=generator.device)).square().mean()
+    def fit(model, piece, generator):
+        return 1.0e3 * model(torch.ones(len(piece.index), 3, device=generator.device)).square().mean()
 
     trained, curve = run(nn.Linear(3, 3), fit, a_plan(steps=200, precision="fp16", max_skipped=50))
     assert trained.skipped < 50
@@ -321,7 +321,7 @@ NOT_FINITE = {
 def test_an_update_that_is_not_finite_is_left_out_and_counted(spoil):
     calls = []
 
-    def sometimes(model, index, generator):
+    def sometimes(model, piece, generator):
         calls.append(None)
         return spoil(model()) if len(calls) in (3, 4, 7) else model()
 
@@ -330,7 +330,7 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(spoil):
     assert trained.steps == 10
     assert trained.skipped == 3 == curve[10]["skipped"]
     # AdamW and the average saw the seven others alone.
-    plain, _ = run(Position(), lambda model, index, generator: model(), a_plan(steps=7, lr=1.0e-2, **STEADY))
+    plain, _ = run(Position(), lambda model, piece, generator: model(), a_plan(steps=7, lr=1.0e-2, **STEADY))
     assert_same_bits(states(trained), states(plain))
     assert all(math.isfinite(value) for metrics in curve.values() for value in metrics.values())
     assert {step for step, metrics in curve.items() if "loss" not in metrics} == {3, 4, 7}
@@ -344,7 +344,7 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(spoil):
 def test_too_many_updates_in_a_row_that_are_not_finite_end_the_training(spoil):
     calls = []
 
-    def in_the_end(model, index, generator):
+    def in_the_end(model, piece, generator):
         calls.append(None)
         return spoil(model()) if len(calls) > 5 else model()
 
@@ -373,9 +373,9 @@ def test_a_stopped_and_resumed_training_has_the_bits_of_an_unstopped_one(tmp_pat
     plan = a_plan(checkpoint_every=3, micro_batch=3, precision=precision)
     spoiled = batch_indices(COUNT, 8, 0, 4)[:3].tolist()
 
-    def loss(model, index, generator):  # skips update 5, so that the counts are restored too
-        value = denoising(model, index, generator)
-        return value * math.nan if index.tolist() == spoiled else value
+    def loss(model, piece, generator):  # skips update 5, so that the counts are restored too
+        value = denoising(model, piece, generator)
+        return value * math.nan if piece.index.tolist() == spoiled else value
 
     unstopped, curve = run(a_network(0.3), loss, plan)
     with pytest.raises(Stopped):
@@ -389,8 +389,8 @@ def test_a_stopped_and_resumed_training_has_the_bits_of_an_unstopped_one(tmp_pat
 
 
 def test_a_loss_that_draws_from_the_global_streams_goes_on_in_them(tmp_path):
-    def noisy(model, index, generator):
-        return denoising(model, index, generator) * (random.gauss(1, 0.1) + np.random.standard_normal())
+    def noisy(model, piece, generator):
+        return denoising(model, piece, generator) * (random.gauss(1, 0.1) + np.random.standard_normal())
 
     def seed_streams(seed):
         random.seed(seed)
@@ -412,11 +412,11 @@ def test_a_mean_loss_over_a_stop_is_that_over_no_stop(tmp_path):
     _, curve = run(a_network(), denoising, plan)
     calls = []
 
-    def stopping(model, index, generator):
+    def stopping(model, piece, generator):
         calls.append(None)
         if len(calls) == 6:
             raise Stopped
-        return denoising(model, index, generator)
+        return denoising(model, piece, generator)
 
     with pytest.raises(Stopped):
         run(a_network(), stopping, plan, folder=tmp_path)

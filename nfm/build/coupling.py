@@ -94,7 +94,7 @@ def load_coupling(folder: Path, split: Split, device: torch.device, verify: bool
         case "independent":
             return Independent()
         case "minibatch-ot":
-            return MinibatchOT(settings["across_classes"])
+            return MinibatchOT(settings["across_classes"], settings.get("whole_batch", False))
         case "semidiscrete-ot":
             tensors, _ = load_tensors(folder / "potentials.safetensors")
             data, label = _all(split, device)

@@ -18,6 +18,7 @@ class MinibatchOTCoupling(Section):
 
     kind: Literal["minibatch-ot"]
     across_classes: bool
+    whole_batch: bool  # over the batch of an update, and not only the part of it in one forward pass
 
 
 class SemidiscreteOTCoupling(Section):

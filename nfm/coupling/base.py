@@ -1,6 +1,7 @@
 """What a coupling is."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,30 @@ class Batch:
         index: Their rows in the data set, with shape (B,), on the CPU.
         data: Images, with shape (B, C, H, W).
         label: Class labels, with shape (B,), or None.
+        whole: The batch that they are a part of, in training; None where they are not known to be one.
     """
 
     index: Tensor
     data: Tensor
     label: Tensor | None
+    whole: "Whole | None" = None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The batch of an update, of which each forward pass of each process takes a part.
+
+    Attributes:
+        read: Reads it.
+        part: The place of the part in it.
+        seed: Of the training.
+        step: Number of the update.
+    """
+
+    read: Callable[[], Batch]
+    part: slice
+    seed: int
+    step: int
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from nfm.plan.size import Shape, Size
 from nfm.random import generator_for
 from nfm.solve.sample import initial_noise
 from nfm.stages.evaluate import SHOWN
-from nfm.stages.fit import read_batch
+from nfm.stages.fit import read_batch, read_piece
 from nfm.store import Rows
 from nfm.student.loss import one_step_loss, student_loss
 from nfm.student.velocity import guided
@@ -182,7 +182,7 @@ class Bench:
             case IndependentCoupling():
                 return Independent()
             case MinibatchOTCoupling():
-                return MinibatchOT(section.across_classes)
+                return MinibatchOT(section.across_classes, section.whole_batch)
             case SemidiscreteOTCoupling():
                 batch = read_batch(self.split, torch.arange(len(self.split)), self.device)
                 potentials = torch.zeros(len(self.split), device=self.device)
@@ -308,7 +308,7 @@ def _training_seconds(
     plan = replace(make_plan(section, bench.params.run), steps=2 * steps, checkpoint_every=0, log_every=steps, warmup=0)
     train(
         model,
-        lambda model, index, generator: loss(model, read_batch(split, index, bench.device), generator),
+        lambda model, piece, generator: loss(model, read_piece(split, piece, bench.device), generator),
         count=len(split),
         plan=plan,
         seed=0,

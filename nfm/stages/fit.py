@@ -1,16 +1,18 @@
 """A training as the stages run it: one split, one section, one seed."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from nfm.build.training import make_plan
 from nfm.config import Params, Train
-from nfm.coupling.base import Batch
+from nfm.coupling.base import Batch, Whole
 from nfm.data.shards import Split
 from nfm.random import generator_for
 from nfm.stages.run import StageRun
 from nfm.train.loop import Trained, train
+from nfm.train.update import Piece
 
 
 def fit(
@@ -38,7 +40,7 @@ def fit(
         model = make_model()
     return train(
         model,
-        lambda model, index, generator: loss(model, read_batch(split, index, run.device), generator),
+        lambda model, piece, generator: loss(model, read_piece(split, piece, run.device), generator),
         count=len(split),
         plan=make_plan(section, params.run),
         seed=seed,
@@ -47,6 +49,12 @@ def fit(
         report=run.report,
         name=run.address,
     )
+
+
+def read_piece(split: Split, piece: Piece, device: torch.device) -> Batch:
+    """Reads what a forward pass sees; the batch that it is a part of is read when it is asked for."""
+    whole = Whole(lambda: read_batch(split, piece.rows, device), piece.part, piece.seed, piece.step)
+    return replace(read_batch(split, piece.index, device), whole=whole)
 
 
 def read_batch(split: Split, index: torch.Tensor, device: torch.device) -> Batch:

@@ -23,6 +23,7 @@ from nfm.tracker import Tracker, record_path
 from nfm.tracking import open_tracker
 from nfm.train.checkpoint import discard
 from nfm.train.launch import open_processes
+from nfm.train.pulse import Pulse
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,10 @@ def stage_run(
         tracker.tags(_tags(address, root, params, key) | (tags or {}))
         tracker.params({name: section.model_dump(mode="json") for name, section in sections.items()})
         run = StageRun(address, root, key, tracker, device, state.is_main_process)
-        yield run
-        state.wait_for_everyone()
+        with Pulse():
+            yield run
+            state.wait_for_everyone()
+        state.wait_for_everyone()  # the process that keeps their store stays until no pulse needs it
         if run.main:
             seconds = time.monotonic() - start
             tracker.metrics({"seconds": seconds}, 0)

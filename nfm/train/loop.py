@@ -68,9 +68,9 @@ def train(
 
     Arguments:
         model: The model with its first weights, the same in all processes.
-        loss: Called as loss(model, index, generator) with the model (its forward pass under
-            autocast where the plan says so), the dataset rows of one forward pass (LongTensor on
-            the CPU) and a generator on the model's device; returns the mean loss of those rows.
+        loss: Called as loss(model, piece, generator) with the model (its forward pass under
+            autocast where the plan says so), what one forward pass sees of the batch (piece.index
+            are its dataset rows) and a generator on the model's device; returns the mean loss of those rows.
         count: Images in the data set.
         plan: What to do.
         seed: Of order and random draws.

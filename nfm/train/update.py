@@ -17,7 +17,30 @@ from nfm.train.plan import Plan
 from nfm.train.schedule import learning_rate
 from nfm.train.sharding import agreed, is_divided, whole
 
-Loss = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
+
+@dataclass(frozen=True)
+class Piece:
+    """What one forward pass sees of an update's batch.
+
+    Attributes:
+        rows: Of the data set, the whole batch's, with shape (batch,), on the CPU.
+        part: Its place in them.
+        seed: Of the training.
+        step: Number of the update, from 0.
+    """
+
+    rows: Tensor
+    part: slice
+    seed: int
+    step: int
+
+    @property
+    def index(self) -> Tensor:
+        """Its rows of the data set."""
+        return self.rows[self.part]
+
+
+Loss = Callable[[nn.Module, Piece, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -130,7 +153,7 @@ class Updater:
         generator = generator_for(self._seed, *counters, device=device)
         _seed_layers(generator_for(self._seed, *counters, 1).initial_seed(), device)
         with self._accelerator.autocast() if self._sharded else nullcontext():  # else it is in the model's call
-            loss = self._loss(self._model, rows[piece], generator)
+            loss = self._loss(self._model, Piece(rows, piece, self._seed, step), generator)
         if loss.ndim:
             raise ValueError(f"loss has shape {tuple(loss.shape)}, expected a scalar; take the mean")
         return loss
