@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from nfm.cli import app as run_command
 from nfm.config import read_mapping, with_overrides
@@ -82,17 +83,28 @@ def images() -> tuple[Tensor, Tensor]:
     return torch.randn(COUNT, 1, 4, 4, generator=generator, dtype=torch.float64), torch.arange(COUNT) % 10
 
 
-def learn(name: str, folder: Path | None = None, steps: int = STEPS) -> tuple[Trained, list[float]]:
-    """Trains in float64, so that sums in another order differ by some 1e-16."""
+def learn(
+    name: str,
+    folder: Path | None = None,
+    steps: int = STEPS,
+    compile: bool = False,
+    told: Callable[[], object] = lambda: None,
+) -> tuple[Trained, list[float]]:
+    """Trains in float64, so that sums in another order differ by some 1e-16; calls `told` behind every update."""
     make, loss = LEARNT[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = make().double()
     curve: list[float] = []
+
+    def report(metrics: dict[str, float], _: int) -> None:
+        curve.append(metrics["loss"])
+        told()
+
     # A forward pass of two images: what is drawn for it does not depend on the number of processes.
-    plan = Plan(steps, 8, 1e-2, (0.9, 0.95), 1e-4, 2, 1.0, 1.0, 0.9, "no", 3, False, 2, HALF, 1)
+    plan = Plan(steps, 8, 1e-2, (0.9, 0.95), 1e-4, 2, 1.0, 1.0, 0.9, "no", 3, compile, 2, HALF, 1)
     how = {"count": COUNT, "plan": plan, "seed": 0, "folder": folder, "key": "k", "name": name}
-    trained = train(model, loss, report=lambda metrics, _: curve.append(metrics["loss"]), **how)
+    trained = train(model, loss, report=report, **how)
     return trained, curve
 
 
@@ -293,17 +305,25 @@ def test_the_first_version_of_fsdp_is_refused(monkeypatch):
         sharding_wanted()
 
 
-@pytest.mark.parametrize(
-    ("changes", "what"), [({"compile": True}, "compile is true"), ({"precision": "fp16"}, "'fp16'")]
-)
-def test_what_does_not_go_with_divided_weights_is_refused(monkeypatch, changes, what):
+def test_divided_layers_are_compiled_at_the_first_update_only_and_learn_the_same(one, by_two):
+    for name in LEARNT:
+        found = torch.load(by_two / f"compiled-{name}.pt")
+        same(found["ema"], weights(one[name][0].ema))
+        assert found["graphs"][0] > 0
+        assert found["graphs"] == found["graphs"][:1] * STEPS
+        assert found["breaks"] == {}
+
+
+def test_scaled_losses_do_not_go_with_divided_weights(monkeypatch):
     monkeypatch.setattr(loop, "sharding_wanted", lambda: True)
     monkeypatch.setattr(
         loop, "open_accelerator", lambda *_: SimpleNamespace(device=torch.device("cpu"), num_processes=2)
     )
-    plan = replace(Plan(2, 8, 1e-2, (0.9, 0.95), 1e-4, 2, 1.0, 1.0, 0.9, "no", 3), **changes)
+    plan = Plan(2, 8, 1e-2, (0.9, 0.95), 1e-4, 2, 1.0, 1.0, 0.9, "fp16", 3)
     how = {"count": COUNT, "plan": plan, "seed": 0, "folder": None, "key": "k", "name": "student"}
-    with pytest.raises(InputError, match=f"student: .*{what}.* does not go with weights that are divided"):
+    with pytest.raises(
+        InputError, match="student: precision is 'fp16', which does not go with weights that are divided"
+    ):
         loop.train(student(), student_rows, report=lambda *_: None, **how)
 
 
@@ -330,6 +350,19 @@ def learn_both_ways(folder: Path) -> None:
         if rank == 0:
             (folder / f"{way}-{name}.json").write_text(json.dumps(curve))
     count_shares(folder / f"share-{rank}.pt")
+    learn_compiled(folder)
+
+
+def learn_compiled(folder: Path) -> None:
+    choose("fsdp2")
+    os.environ["ACCELERATE_DYNAMO_BACKEND"] = "aot_eager"
+    for name in LEARNT:
+        counters.clear()
+        graphs: list[int] = []
+        trained, _ = learn(name, compile=True, told=lambda seen=graphs: seen.append(counters["stats"]["unique_graphs"]))
+        found = {"ema": weights(trained.ema), "graphs": graphs, "breaks": dict(counters["graph_break"])}
+        if os.environ["RANK"] == "0":
+            torch.save(found, folder / f"compiled-{name}.pt")
 
 
 def count_shares(path: Path) -> None:

@@ -13,7 +13,13 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, TorchDynamoPlugin, parse_flag_from_env
+from accelerate.utils import (
+    DistributedType,
+    DynamoBackend,
+    GradientAccumulationPlugin,
+    TorchDynamoPlugin,
+    parse_flag_from_env,
+)
 
 from nfm.errors import InputError
 from nfm.nn.compiler import require_compiler
@@ -113,6 +119,12 @@ def open_accelerator(precision: Literal["no", "bf16", "fp16"], compile: bool = F
             "version 2; run `accelerate config`, or take a file of infra/accelerate"
         )
     return accelerator
+
+
+def compile_backend(accelerator: Accelerator) -> str | None:
+    """Returns by what an accelerator compiles models, None where it does not."""
+    plugin = accelerator.state.dynamo_plugin
+    return None if plugin is None or plugin.backend == DynamoBackend.NO else plugin.backend.value.lower()
 
 
 def _regions() -> TorchDynamoPlugin:

@@ -13,7 +13,7 @@ from torch import nn
 from nfm.errors import InputError
 from nfm.train.checkpoint import Checkpoint, Tally, checkpoint_path, trainable
 from nfm.train.ema import Average
-from nfm.train.launch import open_accelerator
+from nfm.train.launch import compile_backend, open_accelerator
 from nfm.train.notice import Notice, Stopped
 from nfm.train.plan import Plan
 from nfm.train.progress import Display
@@ -94,7 +94,7 @@ def train(
     sharded = sharding_wanted()
     if sharded:
         _check_sharding(name, plan)
-        shard(mine, accelerator.device)
+        shard(mine, accelerator.device, compile_backend(accelerator))
         shard(average.module, accelerator.device)
         average.follow(mine)
     optimizer = torch.optim.AdamW(
@@ -195,11 +195,10 @@ def _check_processes(name: str, plan: Plan, processes: int) -> None:
 
 
 def _check_sharding(name: str, plan: Plan) -> None:
-    if plan.compile or plan.precision == "fp16":
-        what = "compile is true" if plan.compile else "precision is 'fp16'"
+    if plan.precision == "fp16":
         raise InputError(
-            f"{name}: {what}, which does not go with weights that are divided (FSDP2); set compile to false and "
-            "precision to 'bf16' or 'fp32', or let every process hold the whole model"
+            f"{name}: precision is 'fp16', which does not go with weights that are divided (FSDP2); set it to "
+            "'bf16' or 'fp32', or let every process hold the whole model"
         )
 
 

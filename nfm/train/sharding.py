@@ -31,8 +31,14 @@ def sharding_wanted() -> bool:
     return True
 
 
-def shard(model: nn.Module, device: torch.device) -> None:
-    """Divides a model's parameters, the same in all processes: each layer of its lists, then what is left."""
+def shard(model: nn.Module, device: torch.device, backend: str | None = None) -> None:
+    """Divides a model's parameters, the same in all processes: each layer of its lists, then what is left.
+
+    Arguments:
+        model: On its device.
+        device: That device.
+        backend: Of torch.compile, for the layers that hold no others; None to compile nothing.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -42,6 +48,9 @@ def shard(model: nn.Module, device: torch.device) -> None:
     again = parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", default=True)
     for module in reversed(list(model.modules())):  # inner layers before what holds them
         for layer in module if isinstance(module, nn.ModuleList) else ():
+            if backend is not None and not any(isinstance(part, nn.ModuleList) for part in layer.modules()):
+                # Of the method and not the module, whose hooks gather its weights outside of the graph.
+                layer.forward = torch.compile(layer.forward, backend=backend)
             fully_shard(layer, mesh=mesh, reshard_after_forward=again)
     fully_shard(model, mesh=mesh, reshard_after_forward=again)
 
