@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,18 +71,27 @@ def prefect(*arguments: str) -> list[str]:
 
 
 @contextmanager
-def worker(pool: str, folder: Path, environment: Mapping[str, str]) -> Iterator[None]:
-    """Runs a process worker that takes one flow run at a time; its log is <folder>-<pool>.log."""
-    command = prefect("worker", "start", "--pool", pool, "--limit", "1", "--type", "process")
-    fast = {"PREFECT_WORKER_QUERY_SECONDS": "1", "NFM_HOME": str(folder)}
-    with folder.with_name(f"{folder.name}-{pool}.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder.parent, env={**environment, **fast}, stdout=log, stderr=log)
+def workers(environments: Mapping[tuple[str, Path], Mapping[str, str]]) -> Iterator[None]:
+    """Runs process workers that take one flow run each at a time; their logs are <folder>-<pool>.log.
+
+    Arguments:
+        environments: By pool and folder.
+    """
+    processes = []
     try:
+        for (pool, folder), environment in environments.items():
+            command = prefect("worker", "start", "--pool", pool, "--limit", "1", "--type", "process")
+            env = {**environment, "PREFECT_WORKER_QUERY_SECONDS": "1", "NFM_HOME": str(folder)}
+            with folder.with_name(f"{folder.name}-{pool}.log").open("w") as log:
+                processes.append(subprocess.Popen(command, cwd=folder.parent, env=env, stdout=log, stderr=log))
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(5)  # idle by now, and slow to leave its loops
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + 5  # idle by now, and slow to leave their loops
+        for process in processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from flows.stages import single_stages
 from nfm.config import read_mapping, with_overrides
 from nfm.errors import InputError
 from tests.conftest import ROOT, Tiny, shell
-from tests.deployed import make_project, prefect, worker
+from tests.deployed import make_project, prefect, workers
 
 # A student waits for the other one: it ends well only if both run at once.
 MEET = """\
@@ -92,9 +91,7 @@ def machines(tmp_path: Path, bucket: dict[str, str], cpu_pool: str) -> Iterator[
     (tmp_path / "meet").mkdir()
     more = {"PREFECT_API_URL": cpu_pool, "NFM_TRACKER": "none", "TWIST": MEET, "MEET": str(tmp_path / "meet")}
     machines = Machines(tmp_path, {**os.environ, **bucket, **more})
-    with ExitStack() as workers:
-        for name in ("one", "two"):
-            workers.enter_context(worker("cpu-pool", machines.clone(name), machines.of(name)))
+    with workers({("cpu-pool", machines.clone(name)): machines.of(name) for name in ("one", "two")}):
         machines.clone("asker")
         yield machines
 
