@@ -29,17 +29,22 @@ def wait_for_answer(address: str, server: subprocess.Popen[bytes]) -> None:
     raise AssertionError(f"{server.args} does not answer")
 
 
+# In memory, with one connection: of several on a file one may wait a minute for a lock that another holds.
+IN_MEMORY = "sqlite+aiosqlite:///file::memory:?cache=shared&uri=true&check_same_thread=false"
+
+
 @contextmanager
 def prefect_server_in(folder: Path) -> Iterator[str]:
     """Starts a Prefect server with its scheduler, as `prefect server start` gives it; yields its API's address.
 
     Arguments:
-        folder: Where its database and its log are.
+        folder: Its home, where its log is.
     """
     port = free_port()
     environment = {
         **os.environ,
         "PREFECT_HOME": str(folder),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": IN_MEMORY,
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
     }
     environment.pop("PREFECT_API_URL", None)
