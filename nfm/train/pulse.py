@@ -38,6 +38,7 @@ class Pulse:
     def __enter__(self) -> Self:
         if self._processes > 1:
             self._store = self._connect()
+            self._sign(0)  # before there is anything to freeze in
             self._thread = threading.Thread(target=self._beat, daemon=True)
             self._thread.start()
         return self
@@ -64,12 +65,12 @@ class Pulse:
         )
 
     def _beat(self) -> None:
-        me, beats = f"{socket.gethostname()} {os.getpid()}", count()
+        beats = count(1)
         watched = str((self._rank + 1) % self._processes)
         last, silent = "", 0.0
         try:
             while not self._ended.wait(self._every):
-                self._store.set(str(self._rank), f"{me} {next(beats)}")
+                self._sign(next(beats))
                 sign = self._store.get(watched).decode() if self._store.check([watched]) else ""
                 # Its own rounds and not the clock's, which goes on while all of a machine is suspended.
                 silent = 0.0 if sign != last or sign == "ended" else silent + self._every
@@ -83,6 +84,9 @@ class Pulse:
             if not self._ended.wait(self._limit):
                 _say(f"the launch's store does not answer ({' '.join(str(error).split())}); this process ends")
                 os._exit(1)
+
+    def _sign(self, number: int) -> None:
+        self._store.set(str(self._rank), f"{socket.gethostname()} {os.getpid()} {number}")
 
     def _end(self, rank: str, host: str = "", process: str = "") -> None:
         what = f"process {rank} has shown no life for {self._limit:g} s"
