@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import starts
 from benchmarks.chaos.scene import NOTICE
 from nfm.recipes import recipe_names
 from nfm.study import load_study, study_names, table
@@ -44,6 +45,12 @@ def test_a_studys_table_is_that_of_its_file_and_the_file_that_of_its_recipe(path
     assert results["question"] == study.question
     assert results["common"] == {k: list(v) if isinstance(v, tuple) else v for k, v in study.common.items()}
     assert [variant["name"] for variant in results["variants"]] == list(study.variants)
+
+
+def test_where_samplers_started_is_what_was_measured():
+    results = json.loads((ROOT / "results" / "starts.json").read_text())
+    assert [variant["name"] for variant in results["variants"]] == list(load_study(results["study"]).variants)
+    assert starts.table(results) in (ROOT / "docs" / "results.md").read_text()
 
 
 def test_the_seconds_in_the_docs_are_those_that_were_measured():
