@@ -1,8 +1,9 @@
 """Training, encoding, decoding and sampling on one GPU at the size of ImageNet 64: writes results/gpu.json.
 
-`python -m benchmarks.gpu` wants a GPU; `--small` runs the same on tiny networks anywhere, to see whether it runs, and
-writes nothing unless told where. A rate of use (MFU) is the FLOPs of a network, counted, over the time that the device
-would take for them at the rate of a large matrix product of the same precision, measured in the same run.
+`python -m benchmarks.gpu [NAME ...]` wants a GPU; `--small` runs the same on tiny networks anywhere, to see whether it
+runs, and writes nothing unless told where. What another run has measured stays in the file until it is measured again.
+A rate of use (MFU) is the time that a device would take for the counted FLOPs of a network at the rate of a large
+matrix product of the same precision, measured in the same run, over the time that it takes.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from benchmarks.__main__ import machine
 from benchmarks.networks import updates
 from benchmarks.sizes import device, stirred
 from benchmarks.timing import Work, clocked
-from nfm.artifacts import write_json
+from nfm.artifacts import read_json, write_json
 from nfm.plan.count import Cost, encode_cost, likelihood_step_cost, matching_step_cost, on_meta, velocity_cost
 from nfm.random import generator_for
 from nfm.solve.sample import sample
@@ -31,6 +32,7 @@ from nfm.student.loss import student_loss
 from nfm.student.velocity import SiT, guided
 from nfm.teacher.denoise import sample_teacher
 from nfm.teacher.loss import teacher_loss
+from nfm.teacher.sampler import TeacherSampler
 from nfm.teacher.tarflow import TarFlow
 
 RESULT = Path(__file__).parents[1] / "results" / "gpu.json"
@@ -45,15 +47,17 @@ class Scale:
     Attributes:
         teacher: TarFlow's arguments, but for the number of classes.
         student: SiT's, likewise.
-        batches: Images at once: of an update of the teacher and of the student, encoded, decoded, sampled.
-        chunks: Tokens decoded at once.
+        batches: Images at once: of an update of the teacher and of the student, encoded, sampled.
+        decoded: Images decoded at once.
+        chunks: Tokens solved for at once, of the fewest of those images.
         product: Side of the matrices whose product gives the device's rate.
-        repeats: Times that each work is done, after two that are not counted.
+        repeats: Times that each work is done, after two that are not counted; what takes seconds is done once.
     """
 
     teacher: dict[str, Any]
     student: dict[str, Any]
     batches: dict[str, int]
+    decoded: tuple[int, ...]
     chunks: tuple[int, ...]
     product: int
     repeats: int
@@ -64,19 +68,20 @@ class Scale:
     def make_student(self) -> SiT:
         return SiT(**self.student, classes=CLASSES)
 
-    def images(self, work: str) -> Tensor:
-        return torch.randn(self.batches[work], *self.teacher["shape"], generator=generator_for(0)).to(device())
+    def images(self, count: int) -> Tensor:
+        return torch.randn(count, *self.teacher["shape"], generator=generator_for(0)).to(device())
 
-    def labels(self, work: str) -> Tensor:
-        return (torch.arange(self.batches[work]) % CLASSES).to(device())
+    def labels(self, count: int) -> Tensor:
+        return (torch.arange(count) % CLASSES).to(device())
 
 
 IMAGE = {"shape": (3, 64, 64), "patch": (4, 4)}  # 256 tokens
 FULL = Scale(
     IMAGE | {"blocks": 8, "layers": 8, "width": 768, "head_size": 64},
     IMAGE | {"depth": 28, "width": 1152, "head_size": 72},  # SiT-XL/4
-    {"teacher-train": 32, "student-train": 64, "encode": 128, "decode": 64, "sample": 64},
-    (1, 16, 64, 255),
+    {"teacher-train": 128, "student-train": 128, "encode": 128, "sample": 64},
+    (4, 64),
+    (32, 255),
     8192,
     5,
 )
@@ -85,7 +90,8 @@ SMALL = Scale(
     TINY | {"blocks": 2, "layers": 1, "width": 32, "head_size": 16},
     TINY | {"depth": 2, "width": 32, "head_size": 16},
     dict.fromkeys(FULL.batches, 4),
-    (1, 4, 15),
+    (2, 4),
+    (4, 15),
     256,
     1,
 )
@@ -93,37 +99,41 @@ SMALL = Scale(
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(WORKS)}; all by default")
     parser.add_argument("--small", action="store_true", help="tiny networks, on any device")
     parser.add_argument("--to", type=Path, help="file for the figures; results/gpu.json by default, for --small none")
     given = parser.parse_args()
-    if not given.small and device().type != "cuda":
-        print("benchmarks.gpu: there is no GPU; run --small to see whether it runs", file=sys.stderr)
+    unknown = [name for name in given.names if name not in WORKS]
+    if unknown:
+        wrong = f"NAME is {unknown[0]!r}, expected one of {', '.join(WORKS)}"
+    else:
+        wrong = (
+            None if given.small or device().type == "cuda" else "there is no GPU; run --small to see whether it runs"
+        )
+    if wrong:
+        print(f"benchmarks.gpu: {wrong}", file=sys.stderr)
         sys.exit(2)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     to = given.to or (None if given.small else RESULT)
-    found = measured(SMALL if given.small else FULL)
-    for row in found["rows"]:
-        print("  ".join(f"{key} {value}" for key, value in row.items()))
-    if to is not None:
-        write_json(to, found)
-
-
-def measured(scale: Scale) -> dict[str, Any]:
-    """Measures everything at a scale."""
+    scale = SMALL if given.small else FULL
     rates = {precision: product_rate(scale.product, precision) for precision in ("no", "bf16")}
-    rows = [
-        *trained("teacher-train", scale, rates, scale.make_teacher, teacher_loss_on, likelihood_step_cost),
-        *trained("student-train", scale, rates, scale.make_student, student_loss_on, matching_step_cost),
-        *encoded(scale, rates),
-        *decoded(scale),
-        *sampled(scale, rates),
-    ]
-    return {
-        "machine": machine(),
-        "product_flops": {name_of(precision): rate for precision, rate in rates.items()},
-        "rows": rows,
-        "profile": profile(scale),
-    }
+    for name in given.names or WORKS:
+        found = measured(name, scale, rates)
+        for row in found["rows"]:
+            print(name, *(f"{key} {value}" for key, value in row.items()), sep="  ", flush=True)
+        if to is not None:
+            content: dict[str, Any] = read_json(to) if to.exists() else {}
+            write_json(
+                to, {known: found if known == name else content[known] for known in WORKS if known in {name, *content}}
+            )
+
+
+def measured(name: str, scale: Scale, rates: dict[str, float]) -> dict[str, Any]:
+    """Measures a work at a scale, given the rates of `product_rate`."""
+    rows = list(WORKS[name](scale, rates))
+    profiles = {row["how"]: row.pop("profile") for row in rows if "profile" in row}
+    rate = {name_of(precision): rate for precision, rate in rates.items()}
+    return {"machine": machine(), "product_flops": rate, "rows": rows, "profiles": profiles}
 
 
 def name_of(precision: str) -> str:
@@ -145,10 +155,10 @@ def timed(work: Work, repeats: int) -> float:
 
 
 def row(
-    name: str, how: str, images: int, seconds: float, cost: Cost | None = None, rate: float = 1.0, **more: float
+    how: str, images: int, seconds: float, cost: Cost | None = None, rate: float = 1.0, **more: Any
 ) -> dict[str, Any]:
     """Returns one figure: images a second, the rate of use where FLOPs are counted, the memory at the most."""
-    found: dict[str, Any] = {"name": name, "how": how, "batch": images, "images_per_second": images / seconds}
+    found: dict[str, Any] = {"how": how, "batch": images, "images_per_second": images / seconds}
     if cost is not None:
         found["mfu"] = images * cost.flops / seconds / rate
     if device().type == "cuda":
@@ -168,24 +178,25 @@ def student_loss_on(x: Tensor, label: Tensor) -> Callable[[nn.Module, Tensor, to
 
 def trained(
     name: str,
-    scale: Scale,
-    rates: dict[str, float],
-    make: Callable[[], Any],
+    make: Callable[[Scale], Any],
     loss_on: Callable[[Tensor, Tensor], Any],
     cost_of: Callable[[Any], Cost],
+    scale: Scale,
+    rates: dict[str, float],
 ) -> Iterator[dict[str, Any]]:
     """Times the pipeline's own update: loss, gradient, clipping, AdamW, moving average."""
-    x, label, cost = scale.images(name), scale.labels(name), cost_of(on_meta(make))
-    for compile in (False, True):
-        update = updates(stirred(make), loss_on(x, label), len(x), (0.9, 0.95), "bf16", compile)
-        how = "bf16 compiled" if compile else "bf16"
-        yield row(name, how, len(x), timed(update, scale.repeats), cost, rates["bf16"])
+    count, cost = scale.batches[name], cost_of(on_meta(lambda: make(scale)))
+    loss = loss_on(scale.images(count), scale.labels(count))
+    for how, compile in (("bf16", False), ("bf16 compiled", True)):
+        update = updates(stirred(lambda: make(scale)), loss, count, (0.9, 0.95), "bf16", compile)
+        seconds = timed(update, scale.repeats)
+        yield row(how, count, seconds, cost, rates["bf16"], profile=kernels(update))
 
 
 @torch.no_grad()
 def encoded(scale: Scale, rates: dict[str, float]) -> Iterator[dict[str, Any]]:
-    model, x, label = stirred(scale.make_teacher).eval(), scale.images("encode"), scale.labels("encode")
-    cost = encode_cost(on_meta(scale.make_teacher))
+    count, model = scale.batches["encode"], stirred(scale.make_teacher).eval()
+    x, label, cost = scale.images(count), scale.labels(count), encode_cost(on_meta(scale.make_teacher))
     exact = model.encode(x, label)[0]
     for precision in ("no", "bf16"):
 
@@ -193,28 +204,33 @@ def encoded(scale: Scale, rates: dict[str, float]) -> Iterator[dict[str, Any]]:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=enabled):
                 return model.encode(x, label)[0]
 
-        error = (work() - exact).square().mean().sqrt().item()
+        error = rms(work() - exact) / rms(exact)
         seconds = timed(work, scale.repeats)
-        yield row("encode", name_of(precision), len(x), seconds, cost, rates[precision], rms_error=error)
+        yield row(name_of(precision), count, seconds, cost, rates[precision], relative_rms_error=error)
 
 
-def decoded(scale: Scale) -> Iterator[dict[str, Any]]:
-    """Decodes by chunks of tokens; the deviation is from one token after the other."""
-    model, z, label = stirred(scale.make_teacher).eval(), scale.images("decode"), scale.labels("decode")
-    exact, alone = sample_teacher(model, z, label), None
-    for chunk in scale.chunks:
-        for tolerance in (0.0,) if chunk == 1 else (0.0, 1e-4):
-            work = partial(sample_teacher, model, z, label, chunk=chunk, tolerance=tolerance)
-            error = (work() - exact).abs().max().item()
-            seconds = timed(work, 1)
-            alone = alone or seconds
-            how = f"chunk {chunk}, tolerance {tolerance:g}"
-            yield row("decode", how, len(z), seconds, max_error=error, over_sequential=alone / seconds)
+def decoded(scale: Scale, _: dict[str, float]) -> Iterator[dict[str, Any]]:
+    """Decodes token by token, kernel by kernel and as a CUDA graph, and by chunks of tokens."""
+    model = stirred(scale.make_teacher).eval()
+    for count in scale.decoded:
+        z, label = scale.images(count), scale.labels(count)
+        exact = sample_teacher(model, z, label)
+        alone = clocked(lambda z=z, label=label: sample_teacher(model, z, label), 1)
+        yield row("token by token", count, alone)
+        ways = {"token by token, replayed": TeacherSampler(model)}
+        if count == min(scale.decoded):
+            for chunk in scale.chunks:
+                ways[f"chunk {chunk}, tolerance 0.0001"] = TeacherSampler(model, chunk=chunk, tolerance=1e-4)
+        for how, sampler in ways.items():
+            sampler(z, label)
+            error = rms(sampler(z, label) - exact) / rms(exact)
+            seconds = clocked(lambda sampler=sampler, z=z, label=label: sampler(z, label), 1)
+            yield row(how, count, seconds, relative_rms_error=error, over_token_by_token=alone / seconds)
 
 
 def sampled(scale: Scale, rates: dict[str, float]) -> Iterator[dict[str, Any]]:
-    model, z, label = stirred(scale.make_student).eval(), scale.images("sample"), scale.labels("sample")
-    cost = velocity_cost(on_meta(scale.make_student))
+    count, model = scale.batches["sample"], stirred(scale.make_student).eval()
+    z, label, cost = scale.images(count), scale.labels(count), velocity_cost(on_meta(scale.make_student))
     ways: dict[str, tuple[Network, Precision]] = {
         "fp32": (model, "no"),
         "bf16": (fast(model, bf16=True, compile=False), "bf16"),
@@ -226,26 +242,42 @@ def sampled(scale: Scale, rates: dict[str, float]) -> Iterator[dict[str, Any]]:
         for how, (network, precision) in ways.items():
 
             def work(network: Network = network, solver: Any = solver, times: Tensor = times) -> Tensor:
-                return sample(lambda c: guided(network, c), z, label, solver, times, len(z)).x
+                return sample(lambda c: guided(network, c), z, label, solver, times, count).x
 
-            exact = work() if exact is None else exact
-            error = (work() - exact).square().mean().sqrt().item()
+            found = work()
+            exact = found if exact is None else exact
+            seconds = clocked(work, 1) if how == "fp32" else timed(work, scale.repeats)
             total = Cost(nfe * cost.flops, nfe * cost.operations)
-            seconds = timed(work, scale.repeats)
-            yield row("sample", f"{how}, NFE {nfe}", len(z), seconds, total, rates[precision], rms_error=error)
+            error = rms(found - exact) / rms(exact)
+            yield row(f"{how}, NFE {nfe}", count, seconds, total, rates[precision], relative_rms_error=error)
 
 
-def profile(scale: Scale) -> list[dict[str, Any]]:
-    """Returns the kernels that take most of a student's update."""
-    x, label = scale.images("student-train"), scale.labels("student-train")
-    update = updates(stirred(scale.make_student), student_loss_on(x, label), len(x), (0.9, 0.95), "bf16", False)
-    update()
-    with torch.profiler.profile() as found:
-        update()
-    kind = "self_device_time_total" if device().type == "cuda" else "self_cpu_time_total"
-    events = sorted(found.key_averages(), key=lambda event: -getattr(event, kind))[:20]
-    whole = sum(getattr(event, kind) for event in found.key_averages())
-    return [{"name": event.key, "share": getattr(event, kind) / whole, "calls": event.count} for event in events]
+def rms(x: Tensor) -> float:
+    """Returns the root of the mean square."""
+    return x.square().mean().sqrt().item()
+
+
+def kernels(work: Work) -> list[dict[str, Any]]:
+    """Returns what takes most of a work's time on the device: its share of that, and how often it is called."""
+    with torch.profiler.profile(acc_events=True) as found:
+        work()
+    kind, cuda = "self_cpu_time_total", device().type == "cuda"
+    events = found.key_averages()
+    if cuda:
+        kind = "self_device_time_total"
+        events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    whole = sum(getattr(event, kind) for event in events)
+    most = sorted(events, key=lambda event: -getattr(event, kind))[:20]
+    return [{"name": event.key[:120], "share": getattr(event, kind) / whole, "calls": event.count} for event in most]
+
+
+WORKS: dict[str, Callable[[Scale, dict[str, float]], Iterator[dict[str, Any]]]] = {
+    "teacher-train": partial(trained, "teacher-train", Scale.make_teacher, teacher_loss_on, likelihood_step_cost),
+    "student-train": partial(trained, "student-train", Scale.make_student, student_loss_on, matching_step_cost),
+    "encode": encoded,
+    "decode": decoded,
+    "sample": sampled,
+}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from nfm.teacher.autoregressive import AutoregressiveBlock
 from nfm.teacher.bijection import Affine, Bijection
 from nfm.teacher.denoise import denoise, sample_teacher
 from nfm.teacher.loss import bits_per_dim, teacher_loss
+from nfm.teacher.sampler import TeacherSampler
 from nfm.teacher.tarflow import TarFlow
 
 
@@ -141,6 +142,18 @@ def test_cached_decoding_equals_decoding_by_whole_sequences(guidance):
 def test_tokens_in_chunks_decode_as_one_after_the_other(chunk, guidance):
     block, z = perturbed(make_block(3, tokens=9)), random(3, 9, 3)
     close(block.decode(z, LABEL, guidance=guidance, chunk=chunk), block.decode(z, LABEL, guidance=guidance))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(("chunk", "guidance"), [(1, 0.0), (1, 1.5), (3, 0.0)])
+def test_batch_after_batch_decodes_to_the_same_bits_on_any_device(chunk, guidance, labelled):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # a GPU replays from the second of a shape on
+    model = perturbed(make_tarflow(blocks=3)).to(device)
+    sampler = TeacherSampler(model, guidance=guidance, chunk=chunk)
+    for i, count in enumerate((3, 3, 2, 3, 2, 2)):
+        z = (random(3, 1, 4, 4)[:count] + i).to(device)
+        label = ((LABEL + i) % 3)[:count].to(device) if labelled else None
+        assert torch.equal(sampler(z, label), sample_teacher(model, z, label, guidance=guidance, chunk=chunk))
 
 
 def test_sweeps_end_where_nothing_changes_by_more_than_the_tolerance():

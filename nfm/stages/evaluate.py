@@ -27,8 +27,9 @@ from nfm.stages.run import StageRun, stage_run
 from nfm.stages.turns import by_turns
 from nfm.student.fast import Network, fast
 from nfm.student.velocity import SiT, guided
-from nfm.teacher.denoise import denoise, sample_teacher
+from nfm.teacher.denoise import denoise
 from nfm.teacher.loss import bits_per_dim
+from nfm.teacher.sampler import TeacherSampler
 
 SHOWN = 10  # samples kept for the report, one a class where there are that many
 PATHS = 24  # trajectories kept for the report
@@ -199,11 +200,11 @@ def _teacher_tallies(
     """Counts in the teacher's samples, raw and denoised, on the main process; seconds per sample."""
     tallies = {name: measure.tally(draws.shown(SHOWN)) for name in ("raw", "denoised")}
     seconds = 0.0
-    how = params.evaluate.decode.model_dump()
+    sampler = TeacherSampler(teacher.model, **params.evaluate.decode.model_dump())
 
     def make(noise: Tensor, label: Tensor | None) -> tuple[dict[str, Tensor], float]:
         start = time.perf_counter()
-        raw = sample_teacher(teacher.model, noise, label, **how)
+        raw = sampler(noise, label)
         clean = denoise(teacher.model, raw, label, teacher.noise_std)
         images = {"raw": measure.pixels(raw), "denoised": measure.pixels(clean)}
         return images, time.perf_counter() - start
