@@ -119,8 +119,6 @@ def main() -> None:
     rates = {precision: product_rate(scale.product, precision) for precision in ("no", "bf16")}
     for name in given.names or WORKS:
         found = measured(name, scale, rates)
-        for row in found["rows"]:
-            print(name, *(f"{key} {value}" for key, value in row.items()), sep="  ", flush=True)
         if to is not None:
             content: dict[str, Any] = read_json(to) if to.exists() else {}
             write_json(
@@ -129,9 +127,13 @@ def main() -> None:
 
 
 def measured(name: str, scale: Scale, rates: dict[str, float]) -> dict[str, Any]:
-    """Measures a work at a scale, given the rates of `product_rate`."""
-    rows = list(WORKS[name](scale, rates))
-    profiles = {row["how"]: row.pop("profile") for row in rows if "profile" in row}
+    """Measures a work at a scale, given the rates of `product_rate`, and prints the rows as they come."""
+    rows, profiles = [], {}
+    for row in WORKS[name](scale, rates):
+        if "profile" in row:
+            profiles[row["how"]] = row.pop("profile")
+        print(name, *(f"{key} {value}" for key, value in row.items()), sep="  ", flush=True)
+        rows.append(row)
     rate = {name_of(precision): rate for precision, rate in rates.items()}
     return {"machine": machine(), "product_flops": rate, "rows": rows, "profiles": profiles}
 
