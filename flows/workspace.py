@@ -21,7 +21,7 @@ FOLDER = ".workspaces"
 # Keys of a data section that name files of the user's, relative to the project's folder.
 USER_FILES = ("folder", "archive", "train", "test", "autoencoder")
 # What commands have fetched: weights, and objects of a store.
-FETCHED = (INCEPTION, ".cache/s3")
+FETCHED = (INCEPTION, ".cache/s3", ".cache/shards")
 
 
 def params_of(root: Path, recipe: str | None, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -199,8 +199,11 @@ def _link_user_files(root: Path, folder: Path, params: Mapping[str, Any]) -> Non
     """Lets relative paths in the params, and what was fetched, lead to the same files from the workspace."""
     data = params.get("data", {})
     named = [section[key] for section in (data, data.get("images", {})) for key in USER_FILES if key in section]
+    # So that every workspace fetches into them.
     if any(name.startswith("s3://") for name in named):
-        (root / ".cache" / "s3").mkdir(parents=True, exist_ok=True)  # so that every workspace fetches into it
+        (root / ".cache" / "s3").mkdir(parents=True, exist_ok=True)
+    if params.get("stream") is not None:
+        (root / ".cache" / "shards").mkdir(parents=True, exist_ok=True)
     for name in [*named, *FETCHED]:
         if Path(name).is_absolute() or name.startswith("s3://"):
             continue

@@ -1,6 +1,6 @@
 """Arrays in several raw files, the shards: each has an entry with its size and SHA-256, and is mapped into memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,30 @@ class Rows:
     Attributes:
         shape: Of the whole array, (N, *row).
 
+        counts: Rows of each shard.
+
     Arguments:
-        shards: Arrays with shapes (n, *row), at least one, in the order of their rows.
+        counts: Rows of each shard, at least one shard, in the order of the rows.
+        row: Shape of a row.
+        dtype: numpy's type of a value.
+        shard: Gives the array of the shard of a number, with shape (n, *row).
     """
 
-    def __init__(self, shards: Sequence[Any]) -> None:
-        # Plain arrays over the mapped pages: numpy's memmap class is slow to index.
-        self._shards = [np.asarray(shard) for shard in shards]
-        ends = np.cumsum([len(shard) for shard in self._shards])
+    def __init__(
+        self, counts: Sequence[int], row: tuple[int, ...], dtype: Any, shard: Callable[[int], np.ndarray]
+    ) -> None:
+        self.counts, self._dtype, self._shard = tuple(counts), np.dtype(dtype), shard
+        ends = np.cumsum(self.counts)
         self._starts = [0, *ends[:-1].tolist()]
-        self.shape = (int(ends[-1]), *self._shards[0].shape[1:])
+        self.shape = (int(ends[-1]), *row)
+
+    @staticmethod
+    def of(shards: Sequence[Any]) -> "Rows":
+        """Returns the rows of arrays with shapes (n, *row)."""
+        # Plain arrays over the mapped pages: numpy's memmap class is slow to index.
+        arrays = [np.asarray(shard) for shard in shards]
+        first = arrays[0]
+        return Rows([len(array) for array in arrays], first.shape[1:], first.dtype, arrays.__getitem__)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -34,14 +48,14 @@ class Rows:
         """Returns a copy of array[rows, *columns], all with shape (B,)."""
         if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
             raise IndexError(f"index runs from {rows.min()} to {rows.max()}, expected 0 to {len(self) - 1}")
-        if len(self._shards) == 1:
-            return self._shards[0][(rows, *columns)]
-        taken = np.empty((len(rows), *self.shape[1 + len(columns) :]), self._shards[0].dtype)
+        if len(self.counts) == 1:
+            return self._shard(0)[(rows, *columns)]
+        taken = np.empty((len(rows), *self.shape[1 + len(columns) :]), self._dtype)
         shard = np.searchsorted(self._starts, rows, side="right") - 1
         for k in np.unique(shard):
             here = shard == k
             index = (rows[here] - self._starts[k], *[column[here] for column in columns])
-            taken[here] = self._shards[k][index]
+            taken[here] = self._shard(int(k))[index]
         return taken
 
 
@@ -91,4 +105,4 @@ def open_rows(
     """
     paths = [checked(folder, entry, verify, again) for entry in entries]
     shapes = [(entry["count"], *row) for entry in entries]
-    return Rows([np.memmap(path, dtype, "r", shape=shape) for path, shape in zip(paths, shapes, strict=True)])
+    return Rows.of([np.memmap(path, dtype, "r", shape=shape) for path, shape in zip(paths, shapes, strict=True)])

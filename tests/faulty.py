@@ -21,12 +21,14 @@ class Way:
     Attributes:
         asked: The requests that have come, as "METHOD path".
         cut: Of a request, whether its connection is closed without an answer.
+        late: Seconds that every answer is held back.
         off: Seconds between this machine's clock and that of the server; beyond 15 minutes it refuses, as S3 does.
     """
 
     def __init__(self, address: str) -> None:
         self.asked: list[str] = []
         self.cut: Callable[[str], bool] = lambda request: False
+        self.late = 0.0
         self.off = 0.0
         self._target = urlsplit(address).netloc
         self._server: ThreadingHTTPServer | None = None
@@ -79,6 +81,7 @@ def _handler(way: Way) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             request = f"{self.command} {self.path}"
             way.asked.append(request)
+            time.sleep(way.late)
             if way.cut(request):
                 self.close_connection = True
                 return

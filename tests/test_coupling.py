@@ -40,7 +40,7 @@ def teacher_for(data):
 
 def stored(data, label):
     noise = encode_draws(teacher_for(data), data, label, noise_std=NOISE_STD, draws=3, seed=1)
-    return TeacherDraws(Rows([noise[:4], noise[4:]]))
+    return TeacherDraws(Rows.of([noise[:4], noise[4:]]))
 
 
 # Each is made for a data set. Zero potentials are exact for `orbits`, by its symmetry.
@@ -323,21 +323,21 @@ def test_stored_draws_are_of_the_right_image_and_equally_often_chosen(sizes):
     noise = torch.arange(40, dtype=torch.float16).reshape(10, 4, 1, 1, 1).expand(-1, -1, 1, 2, 2)
     data = torch.zeros(10, 1, 2, 2)
     rows = torch.randint(10, (8000,), generator=generator_for(0))
-    _, z, _ = pairs_of(TeacherDraws(Rows(noise.split(sizes)), sigma=0.5), data, None, rows, 100)
+    _, z, _ = pairs_of(TeacherDraws(Rows.of(noise.split(sizes)), sigma=0.5), data, None, rows, 100)
     assert (z == z[:, :, :1, :1]).all()
     number = (z[:, 0, 0, 0] * 0.5).long()
     assert torch.equal(number // 4, rows)
     assert stats.chisquare(torch.bincount(number % 4)).pvalue > ALPHA
-    same = pairs_of(TeacherDraws(Rows([noise / 0.5])), data, None, rows, 100)
+    same = pairs_of(TeacherDraws(Rows.of([noise / 0.5])), data, None, rows, 100)
     assert torch.equal(same[1], z)
 
 
 def test_stored_noise_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"\(N, K, C, H, W\)"):
-        TeacherDraws(Rows([np.zeros((10, 1, 2, 2))]))
+        TeacherDraws(Rows.of([np.zeros((10, 1, 2, 2))]))
     batch = Batch(torch.arange(2), torch.zeros(2, 1, 2, 2), None)
     with pytest.raises(ValueError, match=r"\(1, 3, 3\)"):
-        TeacherDraws(Rows([np.zeros((10, 4, 1, 3, 3))])).pair(batch, generator_for(0))
+        TeacherDraws(Rows.of([np.zeros((10, 4, 1, 3, 3))])).pair(batch, generator_for(0))
 
 
 def test_the_teacher_sees_data_plus_fresh_noise_of_the_stated_size():

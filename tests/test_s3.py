@@ -157,9 +157,9 @@ class Noisy:
 
 def test_a_damaged_arrival_is_tried_again_and_then_named(store, tmp_path, monkeypatch):
     put(store, {"a.png": b"content"})
-    monkeypatch.setattr(s3, "_client", lambda: Noisy(store[0], 2))
+    monkeypatch.setattr(s3, "open_client", lambda: Noisy(store[0], 2))
     assert content(fetch(store[1], tmp_path / "mended", "data.folder")) == {"a.png": b"content"}
-    monkeypatch.setattr(s3, "_client", lambda: Noisy(store[0], 3))
+    monkeypatch.setattr(s3, "open_client", lambda: Noisy(store[0], 3))
     with pytest.raises(InputError, match=r"a\.png arrived 3 times with another checksum"):
         fetch(store[1], tmp_path / "lost", "data.folder")
     assert content(tmp_path / "lost") == {}

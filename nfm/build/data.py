@@ -6,11 +6,13 @@ from pathlib import Path
 
 import torch
 
-from nfm.config import Cifar10Data, DataSection, DigitsData, FolderData, ImagenetData, LatentsData, MnistData
+from nfm.config import Cifar10Data, DataSection, DigitsData, FolderData, ImagenetData, LatentsData, MnistData, Params
 from nfm.data.autoencoder import load_pretrained, stamp
 from nfm.data.examples import Latents, Source, with_limit, with_mirror_images, with_validation
 from nfm.data.s3 import fetch
+from nfm.data.shards import Split
 from nfm.data.source import cifar10, digits, folder, imagenet, mnist
+from nfm.data.stream import Cache
 from nfm.errors import InputError
 
 Say = Callable[[str], None]
@@ -32,6 +34,16 @@ def make_source(section: DataSection, root: Path, say: Say = lambda line: None) 
     if isinstance(section, Cifar10Data | FolderData | ImagenetData) and section.flips:
         source = with_mirror_images(source)
     return source
+
+
+def open_training_images(root: Path, params: Params) -> Split:
+    """Opens artifacts/data/train, every byte of it checked; shards that lie in a store come as they are read.
+
+    Raises:
+        InputError: The stage prepare has not run, or a file is damaged.
+    """
+    cache = Cache(root / ".cache" / "shards", int(params.run.cache_gb * 1e9))
+    return Split.open(root / "artifacts" / "data" / "train", verify=True, cache=cache)
 
 
 def with_latents(source: Source, section: LatentsData, root: Path, device: torch.device) -> Source:

@@ -22,6 +22,7 @@ class Train(Section):
     precision: Literal["fp32", "bf16", "fp16"]  # not "no", which YAML 1.1 reads as false
     compile: bool  # the network's repeated layers, by torch.compile
     max_skipped: PositiveInt  # updates with a loss that is not finite, in a row
+    window: PositiveInt | None  # shards of the images that are mixed at a time; null: all
 
 
 class Features(Section):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from nfm.config.cost import Cost
 from nfm.config.coupling import FROM_DATA, CouplingSection
@@ -36,6 +36,7 @@ class Params(Section):
     from_data: tuple[str, ...]  # those that are made from the data alone
     one_step: tuple[str, ...]  # those whose students take one step
     data: DataSection
+    stream: str | None  # s3://bucket/prefix where `prepare` leaves the training images
     features: Features
     teacher: Teacher
     coupling: dict[str, CouplingSection]
@@ -45,6 +46,13 @@ class Params(Section):
     cost: Cost  # of machine time; changes no result and reruns nothing
     run: Run
     infra: dict[str, Deployment]  # where stages run that do not run here; changes no result and reruns nothing
+
+    @field_validator("stream")
+    @classmethod
+    def _check_stream(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch("s3://[^/]+(/.*)?", value):
+            raise ValueError(f"it is {value!r}, expected s3://bucket/prefix, or null for images on the disk")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> "Params":

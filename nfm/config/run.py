@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from nfm.config.section import Section
 
@@ -22,4 +22,5 @@ class Run(Section):
     log_every: PositiveInt  # updates between lines and logged metrics
     micro_batch: PositiveInt | None  # images per process and forward pass; null for all at once
     sample_batch: PositiveInt  # images sampled or encoded at once
+    cache_gb: PositiveFloat  # GB that shards of images take on the disk where they are streamed
     fan_out: FanOut

@@ -53,13 +53,9 @@ def fetch(url: str, cache: Path, key: str, say: Callable[[str], None] = lambda l
         InputError: There is no such object, the store refuses or cannot be reached, an object arrives
             damaged, or the disk is too small.
     """
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    if not bucket:
-        raise InputError(f"{key} is {url!r}, expected s3://bucket/prefix")
-    if importlib.util.find_spec("boto3") is None:
-        raise InputError(f"{key} is {url}, which needs boto3; install nfm with the extra `pipeline`")
-    with _sentences(url, key):
-        client = _client()
+    bucket, prefix = named(url, key)
+    with in_sentences(url, key):
+        client = open_client()
         name = hashlib.sha256(f"{client.meta.endpoint_url} {bucket}/{prefix.rstrip('/')}".encode()).hexdigest()[:16]
         folder = cache / name
         items, single = _list(client, bucket, prefix, folder)
@@ -72,7 +68,22 @@ def fetch(url: str, cache: Path, key: str, say: Callable[[str], None] = lambda l
     return items[0].path if single else folder
 
 
-def _client() -> Any:
+def named(url: str, key: str) -> tuple[str, str]:
+    """Returns bucket and prefix of an url.
+
+    Raises:
+        InputError: It names no bucket, or boto3 is missing.
+    """
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise InputError(f"{key} is {url!r}, expected s3://bucket/prefix")
+    if importlib.util.find_spec("boto3") is None:
+        raise InputError(f"{key} is {url}, which needs boto3; install nfm with the extra `pipeline`")
+    return bucket, prefix
+
+
+def open_client() -> Any:
+    """Returns boto3's client for S3; endpoint, region and credentials come from the environment."""
     from boto3.session import Session
     from botocore.config import Config
 
@@ -82,7 +93,7 @@ def _client() -> Any:
 
 
 @contextmanager
-def _sentences(url: str, key: str) -> Iterator[None]:
+def in_sentences(url: str, key: str) -> Iterator[None]:
     """Turns boto3's errors into one sentence each."""
     from botocore.exceptions import BotoCoreError, ClientError
 

@@ -1,7 +1,8 @@
 """Images or latents on disk: pre-shuffled raw shards, their labels and a manifest.
 
 A split is a folder with `images-00000.u8` and so on, the images one after the other, each in the
-order (C, H, W); `labels.i64`, little-endian, unless there are no labels; and `manifest.json`. Of latents
+order (C, H, W); `labels.i64`, little-endian, unless there are no labels; and `manifest.json`. Where that
+names a store, the shards lie there, each under its SHA-256, and not in the folder. Of latents
 there are `latents-00000.f16` and so on, `autoencoder.safetensors`, which decodes them, and the pixels of
 the first images only.
 """
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nfm.artifacts import read_json
+from nfm.data.stream import Cache, Store, Stream
 from nfm.errors import InputError
 from nfm.store import Rows, checked, open_rows
 
@@ -53,6 +55,7 @@ class Split:
         count: Number of images.
         notes: How the images were made.
         autoencoder: The file that decodes latents; None for images.
+        stream: Brings the shards from a store; None where they are in the folder.
     """
 
     dataset: str
@@ -64,14 +67,17 @@ class Split:
     _labels: Tensor | None
     autoencoder: Path | None = None
     _visible: "Split | None" = None
+    stream: Stream | None = None
 
     @staticmethod
-    def open(folder: Path, verify: bool = False) -> "Split":
+    def open(folder: Path, verify: bool = False, cache: Cache | None = None) -> "Split":
         """Opens a folder that `write_splits` made.
 
         Arguments:
             folder: Of the split.
-            verify: Whether to compare the contents' SHA-256 too, and not only the sizes.
+            verify: Whether to compare the contents' SHA-256 too, and not only the sizes; that of shards in a store is
+                compared in any case.
+            cache: Where shards in a store are kept while they are read; needed for such.
 
         Raises:
             InputError: The folder is none of ours, or a file of it is missing or damaged.
@@ -84,7 +90,14 @@ class Split:
 
         def split(part: dict[str, Any], dtype: Any, **latents: Any) -> Split:
             shape = tuple(part["shape"])
-            values = open_rows(folder, part["shards"], dtype, shape, verify=verify, again=AGAIN)
+            stream, entries = None, part["shards"]
+            if "store" in part:
+                if cache is None:
+                    raise ValueError(f"{folder} has its shards in {part['store']}, expected a cache to read them by")
+                stream = Stream(Store(part["store"]), entries, dtype, shape, cache)
+                values = Rows([entry["count"] for entry in entries], shape, dtype, stream)
+            else:
+                values = open_rows(folder, entries, dtype, shape, verify=verify, again=AGAIN)
             return Split(
                 dataset=manifest["dataset"],
                 shape=shape,
@@ -93,6 +106,7 @@ class Split:
                 notes=manifest["notes"],
                 _values=values,
                 _labels=None if labels is None else labels[: len(values)],
+                stream=stream,
                 **latents,
             )
 
@@ -103,6 +117,11 @@ class Split:
 
     def __len__(self) -> int:
         return self.count
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Images in each shard, in the order of the images."""
+        return self._values.counts
 
     @property
     def visible(self) -> "Split":

@@ -21,6 +21,7 @@ from nfm.artifacts import atomic_path, read_json, sha256, write_json
 from nfm.data.examples import Examples, Latents, Source
 from nfm.data.shards import FORMAT
 from nfm.data.space import require_space
+from nfm.data.stream import Store
 from nfm.random import generator_for
 from nfm.store import entry_of
 
@@ -37,6 +38,7 @@ def write_splits(
     *,
     seed: int,
     key: str = "",
+    store: Store | None = None,
     shard_bytes: int = SHARD_BYTES,
     say: Say = lambda line: None,
 ) -> None:
@@ -52,6 +54,7 @@ def write_splits(
         source: The data set.
         seed: Seed of the order.
         key: Hash of what decides the pixels besides the images, such as settings and code.
+        store: Where the shards to train on go, one by one, instead of to the disk; the first images' pixels stay.
         shard_bytes: Size that a shard does not exceed, at least one image, bytes.
         say: Receives lines on the space needed and on the progress.
 
@@ -60,7 +63,10 @@ def write_splits(
         InputError: The disk is too small or full, or an image cannot be used.
     """
     splits = {"train": source.train, "test": source.test}
-    drafts = [_Draft(folder / name, source, examples, seed, key, shard_bytes) for name, examples in splits.items()]
+    drafts = [
+        _Draft(folder / name, source, examples, seed, key, shard_bytes, store if name == "train" else None)
+        for name, examples in splits.items()
+    ]
     shape = "x".join(map(str, source.shape))
     what = f"{len(source.train):,} images to train on and {len(source.test):,} to measure on, {shape}"
     say(require_space(folder, sum(draft.missing for draft in drafts), what))
@@ -97,15 +103,24 @@ class _Draft:
     """One split that is being written.
 
     Attributes:
-        missing: Bytes that are still to be written.
+        missing: Bytes that the disk still needs room for.
     """
 
-    def __init__(self, folder: Path, source: Source, examples: Examples, seed: int, key: str, size: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        source: Source,
+        examples: Examples,
+        seed: int,
+        key: str,
+        size: int,
+        store: Store | None,
+    ) -> None:
         _check(examples, source.classes)
         self._folder, self._source, self._examples, self._seed = folder, source, examples, seed
         self._partial = folder.parent / f".{folder.name}.partial"
         self._order = torch.randperm(len(examples), generator=generator_for(seed))
-        latents, self._key, self._size = source.latents, key, size
+        latents, self._key, self._size, self._store = source.latents, key, size, store
         if latents is None:
             self._data, self._pixels = self._shards("images", self._order, source.shape), {}
         else:
@@ -114,7 +129,9 @@ class _Draft:
         self._all = self._data | self._pixels
         self._finished = self._kept()
         labels = 0 if examples.labels is None else 8 * len(examples)
-        self.missing = labels + sum(self._all[file].bytes for file in self._left())
+        left = {file: self._all[file].bytes for file in self._left()}
+        passing = [left.pop(file) for file in list(left) if self._stored(file)]
+        self.missing = labels + sum(left.values()) + max(passing, default=0)
 
     def fill(self, say: Say) -> None:
         """Writes what is missing; the split is then whole, but not yet in its place."""
@@ -123,6 +140,9 @@ class _Draft:
         for number, file in enumerate(left, start=1):
             shard = self._all[file]
             entry = _write(self._partial / file, map(shard.encode, self._examples.read(shard.rows)), shard)
+            if self._store is not None and self._stored(file):
+                self._store.put(self._partial / file, entry)
+                (self._partial / file).unlink()
             self._finished[file] = entry | {"count": len(shard.rows), "key": shard.key}
             write_json(self._partial / PROGRESS, self._finished)
             count += len(shard.rows)
@@ -145,6 +165,8 @@ class _Draft:
             "shards": self._entries(self._data),
             "labels": None,
         }
+        if self._store is not None:
+            manifest["store"] = self._store.url
         if source.latents is not None:
             path = self._partial / "autoencoder.safetensors"
             source.latents.save(path)
@@ -190,11 +212,17 @@ class _Draft:
         return {
             file: entry
             for file, entry in read_json(progress).items()
-            if file in self._all
-            and entry["key"] == self._all[file].key
-            and (self._partial / file).is_file()
-            and sha256(self._partial / file) == entry["sha256"]
+            if file in self._all and entry["key"] == self._all[file].key and self._is_whole(file, entry)
         }
+
+    def _is_whole(self, file: str, entry: dict[str, Any]) -> bool:
+        if self._store is not None and self._stored(file):
+            return self._store.holds(entry)
+        return (self._partial / file).is_file() and sha256(self._partial / file) == entry["sha256"]
+
+    def _stored(self, file: str) -> bool:
+        """Returns whether a shard goes to the store."""
+        return self._store is not None and file in self._data
 
     def _clean(self) -> None:
         self._partial.mkdir(parents=True, exist_ok=True)

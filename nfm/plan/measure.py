@@ -191,7 +191,7 @@ class Bench:
                 return TeacherOnline(self.frozen, self.params.teacher.noise_std, 1.0, self.params.teacher.conditional)
             case TeacherCoupling():
                 noise = torch.zeros(len(self.split), 1, *self.split.shape, dtype=torch.float16)
-                return TeacherDraws(Rows([noise.numpy()]), 1.0)
+                return TeacherDraws(Rows.of([noise.numpy()]), 1.0)
             case InverseRegressionCoupling():
                 return InverseRegression(self._coupling(self.params.coupling["teacher"]))
 

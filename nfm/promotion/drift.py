@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nfm.artifacts import read_json
+from nfm.build.data import open_training_images
 from nfm.build.features import load_features
 from nfm.build.measure import BATCH, Reference, Ruler, features_path, load_reference, load_ruler, reference_path
 from nfm.config import Params
@@ -87,7 +88,7 @@ def measure_drift(old: Path, new: Path, params: Params, device: torch.device) ->
         InputError: A file is missing or damaged.
     """
     train, held_out = (load_reference(reference_path(old, split)) for split in ("train", "test"))
-    split = Split.open(new / "artifacts" / "data" / "train")
+    split = open_training_images(new, params)
     if train.shape != split.visible.shape:
         return None
     ruler = load_ruler(params.evaluate.inception, old, split.visible.shape, device)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nfm.build.coupling import prepare_coupling
+from nfm.build.data import open_training_images
 from nfm.build.draws import Draws, open_draws, thresholds
 from nfm.config import (
     CouplingSection,
@@ -17,7 +18,6 @@ from nfm.config import (
 )
 from nfm.coupling.card import figures_of
 from nfm.coupling.gate import HELP, judge
-from nfm.data.shards import Split
 from nfm.errors import InputError
 from nfm.stages.run import StageRun, checkpoint_folder, stage_device, stage_key, stage_run
 from nfm.train.launch import open_processes
@@ -34,7 +34,7 @@ def couple(root: Path, params: Params, coupling: str, seed: int) -> None:
         InputError: The card is outside the gate, among others.
     """
     section, item = params.coupling[coupling], f"{coupling}-{seed}"
-    split = Split.open(_images(root), verify=True)
+    split = open_training_images(root, params)
     address, reads = _reads(root, section, coupling, seed)
     with stage_run(address, root, params, **reads, tags={"seed": seed, "coupling": coupling}) as run:
         draws, figures = None, {}
@@ -68,7 +68,7 @@ def encode_share(root: Path, params: Params, coupling: str, seed: int, index: in
     section = params.coupling[coupling]
     if not isinstance(section, TeacherCoupling):
         raise InputError(f"--share goes with a coupling of the kind 'teacher', {coupling!r} is {section.kind!r}")
-    split = Split.open(_images(root), verify=True)
+    split = open_training_images(root, params)
     address, reads = _reads(root, section, coupling, seed)
     work = checkpoint_folder(root, address, stage_key(address, root, **reads))
     device = stage_device(open_processes())

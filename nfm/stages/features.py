@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from nfm.build.data import open_training_images
 from nfm.build.features import (
     features_arguments,
     features_task,
@@ -20,8 +21,7 @@ def features(root: Path, params: Params) -> None:
     """Writes artifacts/features/features.safetensors and its test accuracy."""
     section = params.features
     train_data, test_data = (root / "artifacts" / "data" / name for name in ("train", "test"))
-    split, test = Split.open(train_data, verify=True), Split.open(test_data, verify=True)
-    split, test = split.visible, test.visible
+    split, test = open_training_images(root, params).visible, Split.open(test_data, verify=True).visible
     arguments = features_arguments(section, split.shape, len(split.classes))
     with stage_run(
         "features",

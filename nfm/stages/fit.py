@@ -9,9 +9,11 @@ from nfm.build.training import make_plan
 from nfm.config import Params, Train
 from nfm.coupling.base import Batch, Whole
 from nfm.data.shards import Split
+from nfm.errors import InputError
 from nfm.random import generator_for
 from nfm.stages.run import StageRun
 from nfm.train.loop import Trained, train
+from nfm.train.order import Windows
 from nfm.train.update import Piece
 
 
@@ -35,20 +37,43 @@ def fit(
         params: All params.
         seed: Seed of weights, order and noise.
     """
+    windows = _windows(run, split, section, params)
+
+    def loss_of(model: torch.nn.Module, piece: Piece, generator: torch.Generator) -> torch.Tensor:
+        if split.stream is not None:
+            everything = range(len(split.counts))
+            split.stream.expect(everything if windows is None else windows.needed(section.batch, seed, piece.step))
+        return loss(model, read_piece(split, piece, run.device), generator)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_for(seed).initial_seed())
         model = make_model()
     return train(
         model,
-        lambda model, piece, generator: loss(model, read_piece(split, piece, run.device), generator),
+        loss_of,
         count=len(split),
         plan=make_plan(section, params.run),
         seed=seed,
+        windows=windows,
         folder=run.checkpoint,
         key=run.key,
         report=run.report,
         name=run.address,
     )
+
+
+def _windows(run: StageRun, split: Split, section: Train, params: Params) -> Windows | None:
+    """Returns how the order mixes the images; of streamed ones a window and the next have to fit the cache."""
+    if split.stream is not None:
+        shards, room = len(split.counts), split.stream.room
+        if min(2 * (section.window or shards), shards) > room:
+            given = "null, for all" if section.window is None else section.window
+            raise InputError(
+                f"{run.address}: train.window is {given}, but of the {shards} shards that the images are streamed in "
+                f"run.cache_gb = {params.run.cache_gb:g} holds {room} at a time, and two windows have to fit; "
+                + (f"set it to {room // 2} at most, or raise run.cache_gb" if room > 1 else "raise run.cache_gb")
+            )
+    return None if section.window is None else Windows(split.counts, section.window)
 
 
 def read_piece(split: Split, piece: Piece, device: torch.device) -> Batch:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nfm.build.data import image_section, make_source, with_latents
 from nfm.config import LatentsData, Params
+from nfm.data.stream import Store
 from nfm.data.writing import write_splits
 from nfm.stages.run import stage_run
 
@@ -18,7 +19,8 @@ def prepare(root: Path, params: Params) -> None:
         if isinstance(params.data, LatentsData):
             source = with_latents(source, params.data, root, run.device)
         seed = image_section(params.data).seed
-        write_splits(root / "artifacts" / "data", source, seed=seed, key=run.key, say=_say)
+        store = None if params.stream is None else Store(params.stream)
+        write_splits(root / "artifacts" / "data", source, seed=seed, key=run.key, store=store, say=_say)
         counts = {"train": len(source.train), "test": len(source.test)}
         run.write_metrics("prepare", counts | {"classes": len(source.classes)})
 

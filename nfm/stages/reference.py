@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from nfm.artifacts import atomic_path
+from nfm.build.data import open_training_images
 from nfm.build.measure import (
     SPLITS,
     autoencoder_path,
@@ -35,7 +36,7 @@ def reference(root: Path, params: Params) -> None:
     """
     section = params.evaluate.inception
     folders = {split: root / "artifacts" / "data" / split for split in SPLITS}
-    splits = {split: Split.open(folder, verify=True) for split, folder in folders.items()}
+    splits = {"train": open_training_images(root, params), "test": Split.open(folders["test"], verify=True)}
     for split, images in splits.items():
         if len(images.visible) < LEAST:
             raise InputError(

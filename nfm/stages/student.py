@@ -4,9 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nfm.build.coupling import load_coupling
+from nfm.build.data import open_training_images
 from nfm.build.student import make_student, save_student, student_arguments
 from nfm.config import Params
-from nfm.data.shards import Split
 from nfm.stages.fit import fit
 from nfm.stages.run import stage_run
 from nfm.student.loss import one_step_loss, student_loss
@@ -17,7 +17,7 @@ def student(root: Path, params: Params, coupling: str, seed: int) -> None:
     section, item = params.student, f"{coupling}-{seed}"
     data = root / "artifacts" / "data" / "train"
     pairing = root / "artifacts" / "coupling" / item
-    split = Split.open(data, verify=True)
+    split = open_training_images(root, params)
     arguments = student_arguments(section, split.shape, len(split.classes))
     with stage_run(
         f"student@{item}",

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from nfm.build.data import open_training_images
 from nfm.build.teacher import make_teacher, save_teacher, teacher_arguments
 from nfm.config import Params
-from nfm.data.shards import Split
 from nfm.stages.fit import fit
 from nfm.stages.run import stage_run
 from nfm.teacher.loss import teacher_loss
@@ -14,7 +14,7 @@ def teacher(root: Path, params: Params, seed: int) -> None:
     """Writes artifacts/teacher/<seed>/teacher.safetensors, the averaged weights."""
     section = params.teacher
     data = root / "artifacts" / "data" / "train"
-    split = Split.open(data, verify=True)
+    split = open_training_images(root, params)
     arguments = teacher_arguments(section, split.shape, len(split.classes))
     with stage_run(
         f"teacher@{seed}",

@@ -15,6 +15,7 @@ from nfm.train.checkpoint import Checkpoint, Tally, checkpoint_path, trainable
 from nfm.train.ema import Average
 from nfm.train.launch import compile_backend, open_accelerator
 from nfm.train.notice import Notice, Stopped
+from nfm.train.order import Windows
 from nfm.train.plan import Plan
 from nfm.train.progress import Display
 from nfm.train.sharding import gathered, shard, sharding_wanted
@@ -51,6 +52,7 @@ def train(
     count: int,
     plan: Plan,
     seed: int,
+    windows: Windows | None = None,
     folder: Path | None,
     key: str,
     report: Report,
@@ -74,6 +76,7 @@ def train(
         count: Images in the data set.
         plan: What to do.
         seed: Of order and random draws.
+        windows: How the order mixes the images; None for all with all.
         folder: Where the checkpoint is kept; None for none.
         key: Names what decides the result: params, data, code.
         report: Called as report(metrics, step) every `plan.log_every` updates and at the end, with
@@ -107,7 +110,7 @@ def train(
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         tally = Tally() if saved is None else saved.load()
-        update = Updater(accelerator, mine, optimizer, loss, plan, count, seed)
+        update = Updater(accelerator, mine, optimizer, loss, plan, count, seed, windows)
         with Notice() as notice, Display(name, plan.steps, tally.step, shown=main) as display:
             watch = _Watch(display, report if main else None, plan, tally)
             if not main and not sharded:

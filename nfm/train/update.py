@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nfm.random import generator_for
 from nfm.train.checkpoint import trainable
-from nfm.train.order import batch_indices, pieces
+from nfm.train.order import Windows, batch_indices, pieces
 from nfm.train.plan import Plan
 from nfm.train.schedule import learning_rate
 from nfm.train.sharding import agreed, is_divided, whole
@@ -76,6 +76,7 @@ class Updater:
         plan: What to do.
         count: Images in the data set.
         seed: Of order and random draws.
+        windows: How the order mixes the images; None for all with all.
     """
 
     def __init__(
@@ -87,9 +88,10 @@ class Updater:
         plan: Plan,
         count: int,
         seed: int,
+        windows: Windows | None = None,
     ) -> None:
         self._accelerator, self._optimizer, self._loss = accelerator, optimizer, loss
-        self._plan, self._count, self._seed = plan, count, seed
+        self._plan, self._count, self._seed, self._windows = plan, count, seed, windows
         self._parameters = list(trainable(model).values())
         self._sharded = any(is_divided(p) for p in self._parameters)
         self._model: Any = model if self._sharded else accelerator.prepare_model(model)
@@ -129,7 +131,7 @@ class Updater:
         """Leaves the gradient of the batch's mean loss in the parameters and returns that loss."""
         accelerator, plan = self._accelerator, self._plan
         processes = accelerator.num_processes
-        rows = batch_indices(self._count, plan.batch, self._seed, step)
+        rows = batch_indices(self._count, plan.batch, self._seed, step, self._windows)
         share = list(pieces(plan.batch, plan.micro_batch, accelerator.process_index, processes))
         losses = []
         for piece in share:
