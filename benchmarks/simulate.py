@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cluster import Cluster, changed, read_seconds, update
+from benchmarks.cluster import TRAFFIC, Cluster, buckets, changed, read_seconds, update
 from benchmarks.events import update_seconds
 from benchmarks.two_processes import check
 from benchmarks.workload import Measured, Training, read_measured, trainings
@@ -24,6 +24,12 @@ RESULTS = Path(__file__).parents[1] / "results"
 RECIPES = ("imagenet64", "imagenet256")
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 ADAPTERS = 8  # of a machine with one for each of its GPUs
+TRAININGS = ("teacher", "student, stored", "student, online")
+SHOWN = {  # in docs/many_gpus.md
+    "batch of the recipe": ("batch of 256", (1, 8, 16, 64, 256)),
+    "faster network": ("8 adapters", (16, 64, 256)),
+    "batch grows": ("64 images a GPU", (16, 64, 256)),
+}
 
 
 def main() -> None:
@@ -65,15 +71,36 @@ def simulated(
     """
     tables: dict[str, list[dict[str, Any]]] = {"batch of the recipe": [], "batch grows": [], "faster network": []}
     fast = replace(cluster, network=ADAPTERS * cluster.network)
+    jobs: list[dict[str, Any]] = []
     for recipe in recipes:
         for training in trainings(load_recipe(recipe), measured, cluster):
+            jobs.append({"recipe": recipe, "training": training.name} | described(training, cluster))
             tables["batch of the recipe"] += rows(recipe, training, gpus, cluster, grows=False)
             tables["batch grows"] += rows(recipe, training, gpus, cluster, grows=True)
             tables["faster network"] += rows(recipe, training, gpus, fast, grows=False)
     return {
         "measured": {work: asdict(value) for work, value in measured.items()},
         "assumed": cluster.assumptions() | OTHER,
+        "jobs": jobs,
         "tables": tables,
+    }
+
+
+def described(training: Training, cluster: Cluster) -> dict[str, Any]:
+    """Returns what the figures of a training are made of."""
+    job, joined = training.job, buckets(training.job.gradients, cluster.bucket)
+    return {
+        "updates": training.steps,
+        "batch": job.batch,
+        "micro_batch": job.micro_batch,
+        "pass": asdict(job.train),
+        "encode": None if job.encode is None else asdict(job.encode),
+        "encoded_before": training.before,
+        "gradient_bytes": job.weight_bytes,
+        "buckets": len(joined),
+        "largest_bucket": asdict(max(joined, key=lambda bucket: bucket.bytes)),
+        "image_bytes": job.image,
+        "noise_bytes": job.noise,
     }
 
 
@@ -83,6 +110,10 @@ OTHER = {
         "source": "recipes differ from them in the teacher's width (1024, not 768) and, at ImageNet 256, in the patch",
     },
     "averaging": {"value": "a ring in a machine, then rings or trees over machines", "source": "benchmarks/cluster.py"},
+    "optimizer": {
+        "value": f"the weights go {TRAFFIC} times through the memory, in float32",
+        "source": "benchmarks/cluster.py",
+    },
     "train.compile": {"value": "true", "source": "what results/gpu.json measured; the recipes say false"},
     "stored noise": {"value": "16 draws an image in float16", "source": "nfm/plan/storage.py"},
     "images": {"value": "uint8, latents in float16, read from S3 with every update", "source": "nfm/data"},
@@ -102,6 +133,7 @@ def rows(
         grows: Whether the batch is one micro-batch a GPU; else it is the recipe's.
     """
     found: list[dict[str, Any]] = []
+    alone = 0.0
     for count in gpus:
         job = replace(training.job, batch=count * training.job.micro_batch) if grows else training.job
         parts, bottleneck = update(job, count, cluster)
@@ -110,24 +142,26 @@ def rows(
         if training.encode is not None:
             hours += training.before * training.encode.per_image / count / 3600
         throughput = job.batch / seconds
-        alone = found[0]["images_per_second"] / found[0]["gpus"] if found else throughput / count
+        alone = alone or throughput / count
+        numbers = {
+            "images_per_second": throughput,
+            "efficiency": throughput / count / alone,
+            "hours": hours,
+            "price": hours * count * cluster.gpu_hour,
+            "simulated_over_formula": parts.seconds / seconds,
+            "reading_over_update": read_seconds(job, count, cluster) / seconds,
+        }
         found.append(
-            {
-                "recipe": recipe,
-                "training": training.name,
-                "gpus": count,
-                "batch": job.batch,
-                "images_per_second": throughput,
-                "efficiency": throughput / count / alone,
-                "hours": hours,
-                "price": hours * count * cluster.gpu_hour,
-                "bottleneck": bottleneck,
-                "seconds": asdict(parts),
-                "simulated_over_formula": parts.seconds / seconds,
-                "reading_over_update": read_seconds(job, count, cluster) / seconds,
-            }
+            {"recipe": recipe, "training": training.name, "gpus": count, "batch": job.batch, "bottleneck": bottleneck}
+            | {name: short(value) for name, value in numbers.items()}
+            | {"seconds": {name: short(value) for name, value in asdict(parts).items()}}
         )
     return found
+
+
+def short(value: float) -> float:
+    """Returns a number with five figures."""
+    return float(f"{value:.5g}")
 
 
 def text(found: Sequence[dict[str, Any]]) -> str:
@@ -143,17 +177,30 @@ def text(found: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def markdown(found: dict[str, Any], recipe: str) -> str:
+    """Returns the table of a recipe for docs/many_gpus.md."""
+    head = ["", "GPUs", *TRAININGS]
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+    for name, (words, gpus) in SHOWN.items():
+        for count in gpus:
+            some = (row for row in found["tables"][name] if (row["recipe"], row["gpus"]) == (recipe, count))
+            cells = [f"{row['images_per_second']:,.0f}/s, {row['hours']:,.0f} h, {spent(row)}" for row in some]
+            lines.append("| " + " | ".join([words, str(count), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def spent(row: dict[str, Any]) -> str:
+    return f"{row['price']:,.0f} USD: {row['bottleneck']}"
+
+
 def check_text(found: dict[str, Any]) -> str:
     """Returns what two processes of a CPU took beside what was predicted."""
-    lines = []
-    for row in found["rows"]:
-        ratios = row["throughput_predicted_over_measured"].items()
-        quoted = ", ".join(f"{ratio:.2f} ({kind})" for kind, ratio in ratios)
-        lines.append(
-            f"{row['images_a_process']} images a process: {row['images_per_second']:.1f} images/s, "
-            f"predicted over measured {quoted}"
-        )
-    return "\n".join(lines)
+    return "\n".join(
+        f"{row['images_a_process']:2} images a process, throughput predicted over measured, {kind}: "
+        f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
+        for row in found["rows"]
+        for kind, ratio in row["predicted_over_measured"].items()
+    )
 
 
 def plot(found: dict[str, Any], path: Path) -> None:

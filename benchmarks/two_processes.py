@@ -2,7 +2,7 @@
 
 `torchrun` starts this file twice. By turns it times an update of one process alone, of both without averaging, the
 averaging of a bucket and of a few bytes, and an update of both by torch's DistributedDataParallel; what the simulation
-makes of all but the last is then held against that. Every time is the median of all rounds.
+makes of all but the last is then held against that. A time is the median of all rounds, and there are several launches.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.__main__ import processor
 from benchmarks.cluster import TRAFFIC, Cluster, Job, Pass
 from benchmarks.events import update_seconds
 from benchmarks.workload import timeline
@@ -35,9 +36,11 @@ from nfm.student.velocity import SiT
 ROOT = Path(__file__).parents[1]
 SHAPE, PATCH = (3, 16, 16), (4, 4)  # 16 tokens
 SMALL = 1024  # bytes whose averaging is all latency
-BATCHES = (4, 32)  # images a process: more to average than to compute, and the reverse
-ROUNDS, UPDATES = 7, 3  # of each kind in a round, after one that is not counted
+BATCHES = (4, 16)  # images a process: more to average beside an image, and less
+LAUNCHES, ROUNDS = 3, 6  # the first round is not counted
+UPDATES = 3  # of each kind in a round, after one that is not counted
 SIMULATED = 200
+QUARTILES = 1.349  # between those of a normal distribution, in standard deviations
 
 
 def make() -> SiT:
@@ -129,20 +132,36 @@ def measured(rounds: int = ROUNDS) -> dict[str, dict[str, list[float]]]:
         return json.loads(to.read_text())
 
 
-def check(rounds: int = ROUNDS) -> dict[str, Any]:
+def check(launches: int = LAUNCHES, rounds: int = ROUNDS) -> dict[str, Any]:
     """Returns what was measured, what the simulation predicts from it, and the ratio of both."""
     load = round(os.getloadavg()[0], 1)
+    found = [measured(rounds) for _ in range(launches)]
     return {
         "cores": os.cpu_count(),
+        "processor": processor(),
         "load_before": load,
         "rounds": rounds,
         "weights": sum(weight.numel() for weight in on_meta(make).parameters()),
-        "rows": [compared(int(batch), seconds) for batch, seconds in measured(rounds).items()],
+        "rows": [summed_up(batch, [compared(batch, launch[str(batch)]) for launch in found]) for batch in BATCHES],
+    }
+
+
+def summed_up(batch: int, launches: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the ratios of several launches: their median, the least and the most."""
+    kinds = launches[0]["predicted_over_measured"]
+    ratios = {kind: sorted(launch["predicted_over_measured"][kind] for launch in launches) for kind in kinds}
+    return {
+        "images_a_process": batch,
+        "predicted_over_measured": {
+            kind: {"median": statistics.median(values), "least": values[0], "most": values[-1]}
+            for kind, values in ratios.items()
+        },
+        "launches": launches,
     }
 
 
 def compared(batch: int, seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Compares an update of both processes with its predictions.
+    """Compares the images a second of both processes with those predicted.
 
     Arguments:
         batch: Images a process.
@@ -155,12 +174,11 @@ def compared(batch: int, seconds: dict[str, list[float]]) -> dict[str, Any]:
         "beside, nothing overlapped": predict(batch, seconds, "beside", overlaps=False),
     }
     return {
-        "images_a_process": batch,
         "seconds": {kind: spread(values) for kind, values in seconds.items()},
         "update_seconds": found,
         "predicted_seconds": predicted,
         "images_per_second": 2 * batch / found,
-        "throughput_predicted_over_measured": {kind: found / value for kind, value in predicted.items()},
+        "predicted_over_measured": {kind: found / value for kind, value in predicted.items()},
     }
 
 
@@ -180,7 +198,7 @@ def predict(batch: int, seconds: dict[str, list[float]], kind: str, *, overlaps:
         overlaps: Whether gradients are averaged beside the backward pass, or behind it.
     """
     middle = {name: statistics.median(values) for name, values in seconds.items()}
-    own = [math.log(value) for value in seconds[f"{kind}, pass"]]
+    low, _, high = statistics.quantiles((math.log(value) for value in seconds[f"{kind}, pass"]), n=4)
     forward, gradients = timeline(on_meta(make))
     seconds_an_image = middle[f"{kind}, pass"] / batch
     job = Job(2 * batch, batch, Pass(seconds_an_image), forward if overlaps else 1.0, gradients, math.prod(SHAPE))
@@ -190,7 +208,7 @@ def predict(batch: int, seconds: dict[str, list[float]], kind: str, *, overlaps:
         nvlink=(Cluster().bucket - SMALL) / (many - few),
         nvlink_latency=few / 2,
         memory=TRAFFIC * job.weight_bytes / middle[f"{kind}, weights"],
-        jitter=statistics.stdev(own),
+        jitter=(high - low) / QUARTILES,  # by quartiles, as other programs disturb some updates much
         s3=1e15,
     )
     return update_seconds(job, 2, cluster, updates=SIMULATED)
