@@ -184,13 +184,15 @@ def markdown(found: dict[str, Any], recipe: str) -> str:
     for name, (words, gpus) in SHOWN.items():
         for count in gpus:
             some = (row for row in found["tables"][name] if (row["recipe"], row["gpus"]) == (recipe, count))
-            cells = [f"{row['images_per_second']:,.0f}/s, {row['hours']:,.0f} h, {spent(row)}" for row in some]
+            cells = [cell(row) for row in some]
             lines.append("| " + " | ".join([words, str(count), *cells]) + " |")
     return "\n".join(lines)
 
 
-def spent(row: dict[str, Any]) -> str:
-    return f"{row['price']:,.0f} USD: {row['bottleneck']}"
+def cell(row: dict[str, Any]) -> str:
+    """Returns a row's figures: images a second, hours, price, bottleneck."""
+    price = f"{row['price']:,.0f} USD"
+    return f"{row['images_per_second']:,.0f}/s, {row['hours']:,.0f} h, {price}: {row['bottleneck']}"
 
 
 def check_text(found: dict[str, Any]) -> str:

@@ -120,7 +120,19 @@ def test_the_slowest_process_decides():
     error = 4 * 0.61 * jitter / math.sqrt(updates)
     assert eight / 0.016 == pytest.approx(1 + 1.4236 * jitter, abs=error + jitter**2)
     assert slower > eight
-    assert update_seconds(replace(job, batch=8), 1, replace(FREE, jitter=jitter)) == pytest.approx(0.016, rel=0.02)
+
+
+def test_an_uneven_process_is_on_average_as_fast_as_an_even_one():
+    """A variable whose log has the standard deviation s has sqrt(exp(s^2) - 1) times its mean."""
+    job, jitter, updates = replace(JOB, batch=64, train=Pass(0.002)), 0.5, 4000
+    error = 4 * math.sqrt((math.exp(jitter**2) - 1) / updates)
+    assert update_seconds(job, 1, replace(FREE, jitter=jitter), updates=updates) == pytest.approx(0.128, rel=error)
+
+
+def test_the_process_with_the_most_images_decides():
+    assert replace(JOB, batch=200).passes(32) == [7]
+    assert replace(JOB, batch=200, micro_batch=3).passes(32) == [3, 3, 1]
+    assert replace(JOB, batch=4).passes(32) == [1]
 
 
 def test_the_same_seed_gives_the_same_jitter_and_another_one_another():
@@ -250,6 +262,20 @@ def test_trainings_are_those_of_the_recipe(tmp_path):
     assert (teacher.job.encode, stored.job.encode, online.job.noise) == (None, None, 0)
     assert online.job.encode == stored.encode
     assert online.job.encode is not None
+
+
+def test_hours_are_those_of_all_images_and_of_the_encoding_before_them(tmp_path):
+    params = load_recipe("digits")
+    _, stored, online = trainings(params, read_measured(gpu_file(tmp_path)), STEADY)
+    stored = replace(stored, encode=Pass(0.01))
+    images = params.student.train.steps * params.student.train.batch
+    for grows in (False, True):
+        for training in (stored, online):
+            for row in simulate.rows("digits", training, (1, 4), STEADY, grows=grows):
+                seconds = images / row["images_per_second"]
+                if training is stored:
+                    seconds += 16 * 1257 * 0.01 / row["gpus"]
+                assert row["hours"] == pytest.approx(seconds / 3600, rel=1e-4)  # five figures
 
 
 def test_the_assumed_price_is_that_of_the_recipes():
