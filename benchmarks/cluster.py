@@ -231,10 +231,17 @@ def optimizer_seconds(weight_bytes: float, cluster: Cluster) -> float:
     return TRAFFIC * weight_bytes / cluster.memory
 
 
+def share_seconds(job: Job, gpus: int, cluster: Cluster) -> float:
+    """Returns the time in which one of a machine's GPUs reads its share of what the machine reads for an update.
+
+    That is all of the batch: streaming brings every machine every shard, whatever its share of the images.
+    """
+    return job.batch / min(gpus, cluster.machine) * (job.image + job.noise) / cluster.s3
+
+
 def read_seconds(job: Job, gpus: int, cluster: Cluster) -> float:
-    """Returns the time in which a machine reads its GPUs' shares of an update."""
-    images = sum(job.passes(gpus)) * min(gpus, cluster.machine)
-    return images * (job.image + job.noise) / cluster.s3
+    """Returns the time in which a machine reads what its GPUs need for an update."""
+    return share_seconds(job, gpus, cluster) * min(gpus, cluster.machine)
 
 
 def update(job: Job, gpus: int, cluster: Cluster) -> tuple[Parts, str]:

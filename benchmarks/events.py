@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.cluster import Cluster, Job, all_reduce, buckets, optimizer_seconds
+from benchmarks.cluster import Cluster, Job, all_reduce, buckets, optimizer_seconds, share_seconds
 
 WARM_UP = 4  # updates in which queues fill
 
@@ -77,7 +77,7 @@ class Training:
         self._optimizer = optimizer_seconds(job.weight_bytes, cluster)
         self._buckets = buckets(job.gradients, cluster.bucket) if gpus > 1 else []
         self._averaging = [all_reduce(bucket.bytes, gpus, cluster) for bucket in self._buckets]
-        self._reading = sum(images) * (job.image + job.noise) / cluster.s3
+        self._reading = share_seconds(job, gpus, cluster)
         self._ahead = cluster.prefetch
         # The mean of a log-normal variable with these parameters is 1.
         normal = np.random.default_rng(seed).standard_normal((updates, gpus))

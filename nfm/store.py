@@ -1,6 +1,7 @@
 """Arrays in several raw files, the shards: each has an entry with its size and SHA-256, and is mapped into memory."""
 
-from collections.abc import Callable, Sequence
+import mmap
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 
 from nfm.artifacts import sha256
 from nfm.errors import InputError
+
+Index = tuple[np.ndarray, ...]
 
 
 class Rows:
@@ -36,7 +39,6 @@ class Rows:
     @staticmethod
     def of(shards: Sequence[Any]) -> "Rows":
         """Returns the rows of arrays with shapes (n, *row)."""
-        # Plain arrays over the mapped pages: numpy's memmap class is slow to index.
         arrays = [np.asarray(shard) for shard in shards]
         first = arrays[0]
         return Rows([len(array) for array in arrays], first.shape[1:], first.dtype, arrays.__getitem__)
@@ -51,12 +53,52 @@ class Rows:
         if len(self.counts) == 1:
             return self._shard(0)[(rows, *columns)]
         taken = np.empty((len(rows), *self.shape[1 + len(columns) :]), self._dtype)
+        for k, here, index in self._by_shard(rows, *columns):
+            taken[here] = self._shard(k)[index]
+        return taken
+
+    def expect(self, rows: np.ndarray, *columns: np.ndarray) -> None:
+        """Says what will be taken, so that what is on a disk can be read meanwhile; it need not be taken."""
+
+    def _by_shard(self, rows: np.ndarray, *columns: np.ndarray) -> Iterator[tuple[int, np.ndarray, Index]]:
+        """Yields each shard that is asked, where among the rows it is, and the index in the shard."""
         shard = np.searchsorted(self._starts, rows, side="right") - 1
         for k in np.unique(shard):
             here = shard == k
-            index = (rows[here] - self._starts[k], *[column[here] for column in columns])
-            taken[here] = self._shard(int(k))[index]
-        return taken
+            yield int(k), here, (rows[here] - self._starts[k], *[column[here] for column in columns])
+
+
+class MappedRows(Rows):
+    """The rows of an array in files, mapped into memory.
+
+    Arguments:
+        paths: Of the shards, in the order of their rows.
+        counts: Rows of each shard.
+        row: Shape of a row.
+        dtype: numpy's type of a value.
+    """
+
+    def __init__(self, paths: Sequence[Path], counts: Sequence[int], row: tuple[int, ...], dtype: Any) -> None:
+        self._maps = [_mapped(path) for path in paths]
+        # Plain arrays over the mapped pages: numpy's memmap class is slow to index.
+        arrays = [
+            np.frombuffer(pages, dtype).reshape(count, *row) for pages, count in zip(self._maps, counts, strict=True)
+        ]
+        super().__init__(counts, row, dtype, arrays.__getitem__)
+
+    def expect(self, rows: np.ndarray, *columns: np.ndarray) -> None:
+        # Row by row the kernel would wait for the disk as often, and read what lies around each; so it is told all.
+        for k, _, index in self._by_shard(rows, *columns):
+            strides, pages = self._shard(k).strides[: len(index)], self._maps[k]
+            starts = sum(part * stride for part, stride in zip(index, strides, strict=True))
+            for start in np.asarray(starts).tolist():
+                first = start - start % mmap.PAGESIZE
+                pages.madvise(mmap.MADV_WILLNEED, first, min(start + strides[-1], len(pages)) - first)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def entry_of(path: Path) -> dict[str, Any]:
@@ -104,5 +146,4 @@ def open_rows(
         InputError: A file is missing or damaged.
     """
     paths = [checked(folder, entry, verify, again) for entry in entries]
-    shapes = [(entry["count"], *row) for entry in entries]
-    return Rows.of([np.memmap(path, dtype, "r", shape=shape) for path, shape in zip(paths, shapes, strict=True)])
+    return MappedRows(paths, [entry["count"] for entry in entries], row, dtype)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import gpu, measures, networks, peers, scaling, sizes
+from benchmarks import gpu, measures, networks, peers, scaling, sizes, stream
 from benchmarks.table import NOT_MEASURED, Row, text
 from benchmarks.timing import Ratio, compare
 from nfm.data.shards import Split
@@ -156,6 +156,15 @@ def test_the_figures_of_a_gpu_are_taken_in_small_on_any_device(monkeypatch):
         assert found[name]["profiles"].keys() == {"bf16", "bf16 compiled"}
         for profile in found[name]["profiles"].values():
             assert 0 < sum(event["share"] for event in profile) <= 1 + 1e-9
+
+
+def test_the_cost_of_streaming_is_taken_in_small():
+    found = stream.measured(stream.Scale(204, 34, 1, 3, 2), latency=0.01)
+    assert found["updates"] == 6
+    assert found["seconds_per_update"].keys() == {"disk", "streamed", "streamed, nothing ahead"}
+    assert all(0 < share < 1 for share in found["waiting"].values())
+    assert found["bytes"]["cache"] < found["bytes"]["images"]
+    assert found["slowdown"].keys() == found["seconds_per_update"].keys() - {"disk"}
 
 
 def test_the_exponent_of_a_growth_is_its_slope_in_logarithms():

@@ -35,7 +35,9 @@ class TeacherDraws(Coupling):
         device = batch.data.device
         draws = (self._noise.shape[1], (len(batch.index),))
         k = torch.randint(*draws, generator=generator, device=device)
-        stored = self._noise.take(batch.index.cpu().numpy(), k.cpu().numpy())
+        index = batch.index.cpu().numpy(), k.cpu().numpy()
+        self._noise.expect(*index)
+        stored = self._noise.take(*index)
         if stored.shape != batch.data.shape:
             raise ValueError(
                 f"stored noise has shape {stored.shape[1:]}, expected that of an image, {tuple(batch.data.shape[1:])}"

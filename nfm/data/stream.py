@@ -68,7 +68,7 @@ class Store:
             try:
                 return self._client.head_object(**self._place(entry))["ContentLength"] == entry["bytes"]
             except ClientError as error:
-                if error.response.get("Error", {}).get("Code") in ("404", "NoSuchKey", "NotFound"):
+                if _is_missing(error):
                     return False
                 raise
 
@@ -78,7 +78,7 @@ class Store:
         Raises:
             InputError: Besides, where it arrives damaged again and again.
         """
-        from botocore.exceptions import BotoCoreError
+        from botocore.exceptions import BotoCoreError, ClientError
 
         place = self._place(entry)
         with in_sentences(self.url, KEY):
@@ -89,6 +89,13 @@ class Store:
                 except BotoCoreError:  # the connection breaks off
                     if not left:
                         raise
+                except ClientError as error:
+                    if not _is_missing(error):
+                        raise
+                    raise InputError(
+                        f"{KEY} is {self.url}, where the object {place['Key']} is missing; `dvc repro --force prepare` "
+                        "puts back what is missing"
+                    ) from error
         raise InputError(
             f"{KEY} is {self.url}, whose object {place['Key']} arrived {TRIES} times with another size or SHA-256; "
             "delete it and run the stage prepare again"
@@ -102,6 +109,10 @@ class Store:
             size += file.write(chunk)
         file.flush()
         return size, digest.hexdigest()
+
+
+def _is_missing(error: Any) -> bool:
+    return error.response.get("Error", {}).get("Code") in ("404", "NoSuchKey", "NotFound")
 
 
 @dataclass(frozen=True)
@@ -130,8 +141,7 @@ class Cache:
         self.folder.mkdir(parents=True, exist_ok=True)
         path, part = self.folder / entry["sha256"], self.folder / f".{entry['sha256']}{PART}"
         with _owned(part) as file:
-            if path.is_file() and path.stat().st_size == entry["bytes"] and sha256(path) == entry["sha256"]:
-                os.utime(path)
+            if _is_whole(path, entry):
                 return path
             path.unlink(missing_ok=True)
             while not self._reserved(file, entry["bytes"], keep):
@@ -143,7 +153,7 @@ class Cache:
     def _reserved(self, file: IO[bytes], size: int, keep: frozenset[str]) -> bool:
         """Makes room for a file and takes it, if there is any."""
         with _locked(self.folder / ".lock"):
-            found = [(path, path.stat()) for path in self.folder.iterdir() if not _is_abandoned(path)]
+            found = _listed(self.folder)
             taken = sum(stat.st_size for _, stat in found)
             for path, stat in sorted(found, key=lambda shard: shard[1].st_mtime):
                 if taken + size > self.limit and WHOLE.fullmatch(path.name) and path.name not in keep:
@@ -183,6 +193,24 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
+
+
+def _is_whole(path: Path, entry: dict[str, Any]) -> bool:
+    """Returns whether a shard is there, which counts as a use of it."""
+    try:
+        os.utime(path)
+        return path.stat().st_size == entry["bytes"] and sha256(path) == entry["sha256"]
+    except FileNotFoundError:  # perhaps gone this moment
+        return False
+
+
+def _listed(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """Returns the files of a folder in which others come, are renamed and go; all of one moment."""
+    while True:
+        try:
+            return [(path, path.stat()) for path in folder.iterdir() if not _is_abandoned(path)]
+        except FileNotFoundError:
+            continue
 
 
 def _is_abandoned(path: Path) -> bool:

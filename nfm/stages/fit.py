@@ -13,7 +13,7 @@ from nfm.errors import InputError
 from nfm.random import generator_for
 from nfm.stages.run import StageRun
 from nfm.train.loop import Trained, train
-from nfm.train.order import Windows
+from nfm.train.order import Windows, batch_indices
 from nfm.train.update import Piece
 
 
@@ -43,7 +43,10 @@ def fit(
         if split.stream is not None:
             everything = range(len(split.counts))
             split.stream.expect(everything if windows is None else windows.needed(section.batch, seed, piece.step))
-        return loss(model, read_piece(split, piece, run.device), generator)
+        batch = read_piece(split, piece, run.device)
+        following = batch_indices(len(split), section.batch, seed, piece.step + 1, windows)
+        split.expect(following[piece.part])
+        return loss(model, batch, generator)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_for(seed).initial_seed())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from nfm.errors import InputError
@@ -92,14 +93,8 @@ def train(
     """
     accelerator = open_accelerator(plan.precision, plan.compile)
     _check_processes(name, plan, accelerator.num_processes)
-    mine = copy.deepcopy(model).to(accelerator.device).train()
-    average = Average(mine, plan.ema)
     sharded = sharding_wanted()
-    if sharded:
-        _check_sharding(name, plan)
-        shard(mine, accelerator.device, compile_backend(accelerator))
-        shard(average.module, accelerator.device)
-        average.follow(mine)
+    mine, average = _placed(model, plan, accelerator, name, sharded)
     optimizer = torch.optim.AdamW(
         trainable(mine).values(), plan.lr, plan.betas, weight_decay=plan.weight_decay, fused=True
     )
@@ -122,6 +117,20 @@ def train(
         model = model.to(accelerator.device)
         bare, ema = gathered(model, bare), gathered(model, ema)
     return Trained(bare, ema, tally.step, tally.skipped, loss_mean, watch.seconds())
+
+
+def _placed(
+    model: nn.Module, plan: Plan, accelerator: Accelerator, name: str, sharded: bool
+) -> tuple[nn.Module, Average]:
+    """Returns a copy of a model to train, on its device, and its average; both divided over processes where asked."""
+    mine = copy.deepcopy(model).to(accelerator.device).train()
+    average = Average(mine, plan.ema)
+    if sharded:
+        _check_sharding(name, plan)
+        shard(mine, accelerator.device, compile_backend(accelerator))
+        shard(average.module, accelerator.device)
+        average.follow(mine)
+    return mine, average
 
 
 class _Watch:

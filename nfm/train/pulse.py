@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import suppress
 from datetime import timedelta
 from itertools import count
 from types import TracebackType
@@ -92,7 +93,8 @@ class Pulse:
         what = f"process {rank} has shown no life for {self._limit:g} s"
         if host == socket.gethostname():
             _say(f"{what} and is killed, so that no other waits for it")
-            os.kill(int(process), signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(int(process), signal.SIGKILL)
         else:
             _say(
                 f"{what}, on {host or 'a machine that is not known'}; this process ends, so that no other waits for it"
