@@ -12,6 +12,7 @@ import typer
 
 from nfm.config import load_params
 from nfm.errors import InputError
+from nfm.memory import keep_freed_memory
 from nfm.recipes import load_recipe, recipe_names, recipe_text, smoke_text
 
 app = typer.Typer(
@@ -304,6 +305,7 @@ def restore(
 
 def main() -> None:
     """Runs the command line; bad input is one sentence on stderr and exit status 2."""
+    keep_freed_memory()
     try:
         _recorded(app)()
     except SystemExit as end:

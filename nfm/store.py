@@ -18,7 +18,6 @@ class Rows:
 
     Attributes:
         shape: Of the whole array, (N, *row).
-
         counts: Rows of each shard.
 
     Arguments:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -404,3 +405,36 @@ def test_stages_run_where_the_pipeline_packages_are_not_installed(project):
     subprocess.run([sys.executable, "-c", code], cwd=project, check=True, env={"PYTHONPATH": str(ROOT)})
     assert (project / "artifacts" / "coupling" / "independent-0" / "coupling.json").is_file()
     assert list((project / "logs").glob("couple@independent-0-*"))
+
+
+# Memory
+
+REPEATED = """
+import resource, sys, torch
+from nfm.memory import keep_freed_memory
+from nfm.teacher.tarflow import TarFlow
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+model, x = TarFlow((1, 8, 8), (2, 2), 4, 2, 64, 64, None), torch.randn(256, 1, 8, 8)
+for _ in range(5):
+    model.encode(x)[0].sum().backward()
+before = faults()
+for _ in range(10):
+    model.encode(x)[0].sum().backward()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_freed_memory_is_used_again_and_not_faulted_in_anew():
+    found = {
+        how: int(
+            subprocess.run([sys.executable, "-c", REPEATED, how], cwd=ROOT, capture_output=True, check=True).stdout
+        )
+        for how in ("kept", "given back")
+    }
+    assert 2 * found["kept"] < found["given back"]

@@ -6,7 +6,7 @@ import torch
 from nfm.nn.attention import Attention, attend
 from nfm.nn.embed import LabelEmbedding, TimeEmbedding, drop
 from nfm.nn.patches import patchify, token_shape, unpatchify
-from nfm.nn.transformer import Layer, ModulatedLayer
+from nfm.nn.transformer import MLP, Layer, ModulatedLayer
 
 PATCHES = {
     "rows": ((1, 8, 8), (1, 8)),
@@ -187,3 +187,17 @@ def test_neighbouring_times_are_told_apart_over_the_whole_interval():
     distance = torch.cdist(embed(t), embed(t)) + torch.eye(1001) * 1e9
     # No time looks like another, be it near or far: steps of 1e-3 stay well above rounding.
     assert distance.min() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_without_a_gradient_has_the_bits_of_one_with_and_leaves_its_input(dtype):
+    mlp, x = MLP(64).requires_grad_(False), random(2, 5, 64).float()
+    kept = x.clone()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        expected = mlp(x)
+        with torch.no_grad():
+            assert torch.equal(mlp(x), expected)
+        with torch.inference_mode():
+            assert torch.equal(mlp(x), expected)
+    assert expected.dtype == dtype
+    assert torch.equal(x, kept)
