@@ -1,15 +1,22 @@
 """How time and memory grow: writes results/scaling.json and results/scaling.png.
 
 With images, from 1e3 to 1e6: writing them, reading batches of them, encoding them by a teacher, summing up features.
-With stored draws of an image, and with the stages of a cached matrix. Each size runs in a process of its own; noted are
-the processor's seconds, and the largest memory less what it was before the work. The exponent of a growth is the slope
-of log time over log size, by least squares over the sizes that take a second or more or else the last two; 1 is linear.
+With stored draws of an image. With the seeds and the couplings of a whole run, which `dvc repro` makes from nothing on
+settings that leave a stage about a second of work. With the stages of a cached matrix. What is named is measured, by
+default all; the file keeps the figures of the rest.
+
+Each size runs in a process of its own; noted are the processor's seconds, and the largest memory less what it was
+before the work, of a whole run that of its largest process. The exponent of a growth is the slope of log time over log
+size, by least squares over the sizes that take a second or more or else the last two; 1 is linear. Part of a whole run
+is the same for any size: a line through the sizes gives it, and the exponent of the growing part is the slope between
+the two largest without it.
 """
 
 import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,9 +27,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from benchmarks.cached import cached_project, flow_seconds, repro_seconds
-from nfm.artifacts import write_json
+from nfm.artifacts import read_json, write_json
+from nfm.config import read_mapping, with_overrides
 from nfm.coupling.teacher import encode_draws
 from nfm.data.examples import Examples, Source
 from nfm.data.shards import Split
@@ -30,13 +39,20 @@ from nfm.data.writing import write_splits
 from nfm.metrics.statistics import Accumulator
 from nfm.random import generator_for
 from nfm.teacher.tarflow import TarFlow
+from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "results" / "scaling.json"
 SHAPE, CLASSES, BATCH = (1, 8, 8), 10, 256
-IMAGES = (1_000, 10_000, 100_000, 1_000_000)
-DRAWS = (1, 4, 16, 64)
-STAGES = (10, 100, 1_000)
+SIZES = {
+    "images": (1_000, 10_000, 100_000, 1_000_000),
+    "draws": (1, 4, 16, 64),
+    "seeds": (1, 2, 4, 8),
+    "couplings": (1, 2, 4, 8),
+    "stages": (10, 100, 1_000),
+}
+RUNS = ("seeds", "couplings")  # what a whole run grows with
+FILES = ("params.yaml", "dvc.yaml", ".dvc/config", ".dvcignore", ".gitignore")
 
 
 def noise_images(count: int) -> Examples:
@@ -84,31 +100,48 @@ WORKS: dict[str, Callable[..., None]] = {"write": write, "read": read, "encode":
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--images", type=int, nargs="+", default=IMAGES)
-    parser.add_argument("--draws", type=int, nargs="+", default=DRAWS)
-    parser.add_argument("--stages", type=int, nargs="+", default=STAGES)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SIZES)}; all by default")
+    for name, sizes in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=sizes, metavar="SIZE")
     parser.add_argument("--to", type=Path, default=RESULT)
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)  # what a process of its own does: name, size, folder
     given = parser.parse_args()
+    for name in given.names:
+        if name not in SIZES:
+            parser.error(f"NAME is {name!r}, expected one of {', '.join(SIZES)}")
     torch.set_num_threads(1)
     if given.work is not None:
         name, size, folder = given.work
         print(json.dumps(alone(name, int(size), Path(folder))))
         return
-    found = {
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "images": grown(list(WORKS), given.images),
-        "draws": grown(["draws"], given.draws),
-        "stages": {"sizes": list(given.stages), "rows": [cached(n) for n in given.stages]},
-    }
-    write_json(given.to, found)
-    plot(found, given.to.with_suffix(".png"))
-    print(json.dumps(found, indent=2))
+    for name in given.names or SIZES:
+        before = {"cores": os.cpu_count(), "load": load()}
+        found = before | measured(name, getattr(given, name)) | {"load_after": load()}
+        print(json.dumps({name: found}, indent=2), flush=True)
+        keep(given.to, name, found)
+
+
+def load() -> float:
+    return round(os.getloadavg()[0], 1)
+
+
+def measured(name: str, sizes: Sequence[int]) -> dict[str, Any]:
+    if name == "stages":
+        return {"sizes": list(sizes), "rows": [cached(n) for n in sizes]}
+    return grown(list(WORKS) if name == "images" else [name], sizes)
+
+
+def keep(path: Path, name: str, found: dict[str, Any]) -> None:
+    """Puts what was measured into the file, beside what it holds of the rest, and draws all of it."""
+    content = (read_json(path) if path.exists() else {}) | {name: found}
+    write_json(path, content)
+    plot(content, path.with_suffix(".png"))
 
 
 def alone(name: str, size: int, folder: Path) -> dict[str, float]:
     """Does one work and says what it took of the processor, by the clock, and of memory beyond the imports."""
+    if name in RUNS:
+        return whole_run(name, size, folder)
     before = peak()
     start, clock = time.process_time(), time.monotonic()
     with torch.no_grad():
@@ -120,6 +153,38 @@ def alone(name: str, size: int, folder: Path) -> dict[str, float]:
     return {key: round(value, 3) for key, value in spent.items()} | {"peak_mb": round(peak() - before)}
 
 
+def whole_run(name: str, size: int, folder: Path) -> dict[str, float]:
+    """Makes all outputs of a project and says what that took, and of how many stages."""
+    project = make_project(folder / "project", name, size)
+    clock = time.monotonic()
+    seconds = repro_seconds(project, "")
+    wall = time.monotonic() - clock
+    return {
+        "seconds": round(seconds, 2),
+        "wall": round(wall, 2),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
+        "stages": len(read_mapping(project / "dvc.lock")["stages"]),
+    }
+
+
+def make_project(folder: Path, name: str, size: int) -> Path:
+    """Makes a project without outputs: many seeds of the couplings independent and teacher, or many couplings."""
+    shutil.copytree(ROOT / "nfm", folder / "nfm")  # with bytecode, which every size would write anew
+    for file in FILES:
+        (folder / file).parent.mkdir(exist_ok=True)
+        shutil.copy2(ROOT / file, folder / file)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    mapping = with_overrides(read_mapping(folder / "params.yaml"), TINY)
+    if name == "seeds":
+        seeds, couplings = list(range(size)), ["independent", "teacher"]
+    else:
+        seeds, couplings = [0], [f"independent-{number}" for number in range(size)]
+        mapping["coupling"] |= {coupling: {"kind": "independent"} for coupling in couplings}
+    mapping = with_overrides(mapping, {"seeds": seeds, "couplings": couplings})
+    (folder / "params.yaml").write_text(yaml.safe_dump(mapping, sort_keys=False))
+    return folder
+
+
 def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -127,13 +192,21 @@ def peak() -> float:
 def grown(names: Sequence[str], sizes: Sequence[int]) -> dict[str, Any]:
     """Runs works at every size, each in a process of its own; a size's works share a folder."""
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": programs, "OMP_NUM_THREADS": "1"}
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             for name in names:
                 command = [sys.executable, "-m", "benchmarks.scaling", "--work", name, str(size), folder]
-                answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+                answer = subprocess.run(
+                    command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True
+                )
                 rows[name].append(json.loads(answer.stdout))
-    works = {name: {"rows": found, "exponent": exponent(sizes, found)} for name, found in rows.items()}
+    works: dict[str, dict[str, Any]] = {}
+    for name, found in rows.items():
+        works[name] = {"rows": found, "exponent": exponent(sizes, found)}
+        if name in RUNS:
+            works[name] |= growing(sizes, found)
     return {"sizes": list(sizes), "works": works}
 
 
@@ -148,6 +221,16 @@ def exponent(sizes: Sequence[int], rows: Sequence[dict[str, float]]) -> float | 
     return round(float(np.polyfit(x, y, 1)[0]), 2)
 
 
+def growing(sizes: Sequence[int], rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Fits a line: seconds of any size, of one more, and the exponent without the former; {} below three sizes."""
+    if len(sizes) < 3:
+        return {}
+    seconds = [row["seconds"] for row in rows]
+    each, fixed = np.polyfit(sizes, seconds, 1)
+    slope = np.log((seconds[-1] - fixed) / (seconds[-2] - fixed)) / np.log(sizes[-1] / sizes[-2])
+    return {"fixed_seconds": round(fixed, 2), "seconds_each": round(each, 2), "growing_exponent": round(slope, 2)}
+
+
 def cached(stages: int) -> dict[str, float]:
     """Returns the processor's seconds of the flow and of `dvc repro` where all is up to date."""
     with cached_project(stages) as (project, address):
@@ -156,26 +239,39 @@ def cached(stages: int) -> dict[str, float]:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
+    """Draws what was measured; a part that was not leaves its axes empty."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    sizes = found["images"]["sizes"]
-    for name, work in found["images"]["works"].items():
-        left.loglog(sizes, [row["seconds"] for row in work["rows"]], "o-", label=f"{name}, exponent {work['exponent']}")
-        middle.semilogx(sizes, [row["peak_mb"] for row in work["rows"]], "o-", label=name)
-    left.set(xlabel="images", ylabel="seconds of one core")
-    middle.set(xlabel="images", ylabel="memory, MB", ylim=(0, None))
-    for name in ("flow", "dvc"):
-        seconds = [row[f"{name}_seconds"] for row in found["stages"]["rows"]]
-        right.loglog(found["stages"]["sizes"], seconds, "o-", label={"flow": "the flow", "dvc": "dvc repro"}[name])
-    right.set(xlabel="cached stages", ylabel="seconds of the processor")
-    for axes in (left, middle, right):
-        axes.legend(frameon=False)
+    figure, ((seconds, memory), (runs, stages)) = pyplot.subplots(2, 2, figsize=(9.6, 7.2), layout="constrained")
+    images = found.get("images", {"sizes": [], "works": {}})
+    for name, work in images["works"].items():
+        label = f"{name}, exponent {work['exponent']}"
+        seconds.loglog(images["sizes"], [row["seconds"] for row in work["rows"]], "o-", label=label)
+        memory.semilogx(images["sizes"], [row["peak_mb"] for row in work["rows"]], "o-", label=name)
+    seconds.set(xlabel="images", ylabel="seconds of one core")
+    memory.set(xlabel="images", ylabel="memory, MB", ylim=(0, None))
+    for name in RUNS:
+        if name in found:
+            work = found[name]["works"][name]
+            label = f"{name}, exponent of what grows {work.get('growing_exponent')}"
+            runs.plot(found[name]["sizes"], [row["seconds"] for row in work["rows"]], "o-", label=label)
+    runs.set(
+        xlabel="seeds or couplings", ylabel="seconds of the processor, a whole run", xlim=(0, None), ylim=(0, None)
+    )
+    for name, label in {"flow": "the flow", "dvc": "dvc repro"}.items():
+        if "stages" in found:
+            rows = found["stages"]["rows"]
+            stages.loglog(found["stages"]["sizes"], [row[f"{name}_seconds"] for row in rows], "o-", label=label)
+    stages.set(xlabel="cached stages", ylabel="seconds of the processor")
+    for axes in figure.axes:
+        if axes.lines:
+            axes.legend(frameon=False)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":

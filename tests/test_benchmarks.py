@@ -1,16 +1,21 @@
 """The benchmark command: what it measures, says and refuses. No test asserts a time."""
 
 import json
+import shutil
+import subprocess
 import sys
+from collections import Counter
 from functools import partial
 
 import pytest
 import torch
+import yaml
 
 from benchmarks import __main__ as command
 from benchmarks import gpu, measures, networks, peers, scaling, sizes, stream
 from benchmarks.table import NOT_MEASURED, Row, text
 from benchmarks.timing import Ratio, compare
+from nfm.config import load_params
 from nfm.data.shards import Split
 from nfm.errors import InputError
 
@@ -187,15 +192,99 @@ def test_what_grows_with_images_is_done_for_all_of_them(tmp_path):
         assert found["peak_mb"] >= 0
 
 
+@pytest.mark.parametrize(("power", "low", "high"), [(1, 1, 1), (2, 1.2, 2), (0.5, 0.5, 0.8)])
+def test_the_exponent_of_the_growing_part_leaves_out_what_is_the_same_for_any_size(power, low, high):
+    sizes = [1, 2, 4, 8]
+    rows = [{"seconds": 20 + 3.0 * size**power} for size in sizes]
+    found = scaling.growing(sizes, rows)
+    assert low <= found["growing_exponent"] <= high
+    if power == 1:
+        assert (found["fixed_seconds"], found["seconds_each"]) == (20, 3)
+    assert scaling.growing(sizes[:2], rows[:2]) == {}
+
+
+def stages_of(project):
+    listed = subprocess.run(
+        [sys.executable, "-m", "dvc", "stage", "list", "--name-only"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return Counter(name.partition("@")[0] for name in listed.stdout.split())
+
+
+def test_the_projects_of_whole_runs_have_the_stages_of_as_many_seeds_and_couplings(tmp_path):
+    common = dict.fromkeys(["prepare", "features", "reference", "report"], 1)
+    seeds = stages_of(scaling.make_project(tmp_path / "seeds", "seeds", 3))
+    once = dict.fromkeys(["teacher", "couple", "couple-teacher", "evaluate-teacher"], 3)
+    assert seeds == common | once | {"student": 6, "evaluate": 6}
+    couplings = stages_of(scaling.make_project(tmp_path / "couplings", "couplings", 5))
+    once = dict.fromkeys(["teacher", "couple-teacher", "evaluate-teacher"], 1)
+    assert couplings == common | once | dict.fromkeys(["couple", "student", "evaluate"], 5)
+    for name in ("seeds", "couplings"):
+        load_params(tmp_path / name / "params.yaml")
+
+
+def test_a_whole_run_makes_every_output_and_counts_what_its_stages_take(tmp_path, monkeypatch):
+    root, folder = tmp_path / "root", tmp_path / "run"
+    (root / "nfm").mkdir(parents=True)
+    for name in scaling.FILES:
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy2(scaling.ROOT / name, root / name)
+    large = {"cmd": f"{sys.executable} -c 'len(bytes([1]) * (1000 * 2**20))'"}
+    touch = {"foreach": "${couplings}", "do": {"cmd": "touch ${item}", "outs": ["${item}"]}}
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"large": large, "touch": touch}}))
+    monkeypatch.setattr(scaling, "ROOT", root)
+    found = scaling.alone("couplings", 2, folder)
+    assert {path.name for path in (folder / "project").glob("independent-*")} == {f"independent-{i}" for i in range(2)}
+    assert found["stages"] == 3
+    assert found["peak_mb"] >= 1000
+    assert found["seconds"] > 0
+
+
+def test_measuring_one_growth_keeps_the_figures_of_the_others(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "scaling.json"
+    kept = {"seeds": {"sizes": [1], "works": {"seeds": {"rows": [{"seconds": 50.0}], "exponent": None}}}}
+    file.write_text(json.dumps(kept | {"draws": "replaced"}))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(scaling, "measured", lambda name, sizes: {"sizes": list(sizes), "rows": name})
+    monkeypatch.setattr(sys, "argv", ["scaling", "draws", "--draws", "3", "--to", str(file)])
+    scaling.main()
+    content = json.loads(file.read_text())
+    assert content.keys() == {"seeds", "draws"}
+    assert content["seeds"] == kept["seeds"]
+    assert content["draws"].keys() == {"cores", "load", "load_after", "sizes", "rows"}
+    assert content["draws"]["sizes"] == [3]
+    assert file.with_suffix(".png").stat().st_size > 0
+    assert "draws" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["scaling", "pictures"])
+    with pytest.raises(SystemExit, match="2"):
+        scaling.main()
+    assert "NAME is 'pictures', expected one of images, draws, seeds" in capsys.readouterr().err
+
+
 def test_nothing_grows_faster_than_linearly_and_memory_does_not_grow_with_images():
     found = json.loads((command.RESULT.parent / "scaling.json").read_text())
     images = found["images"]
     assert images["sizes"] == [1_000, 10_000, 100_000, 1_000_000]
-    works = [*images["works"].values(), *found["draws"]["works"].values()]
-    assert len(works) == 5
+    works = [work for part in ("images", "draws", *scaling.RUNS) for work in found[part]["works"].values()]
+    assert len(works) == 7
     assert all(work["exponent"] < 1.15 for work in works)  # linear, and the scatter of a busy machine
     for work in images["works"].values():
         small, large = work["rows"][1]["peak_mb"], work["rows"][-1]["peak_mb"]
         assert large < small + 100  # where the pixels are 64 MB, the labels 8 MB
+    for name in scaling.RUNS:
+        run = found[name]["works"][name]
+        assert found[name]["sizes"] == [1, 2, 4, 8]
+        assert run["growing_exponent"] < 1.15
+        assert run["rows"][-1]["peak_mb"] < 1.1 * run["rows"][0]["peak_mb"]
+    seeds, couplings = (found[name]["works"][name] for name in scaling.RUNS)
+    text = " ".join((scaling.ROOT / "docs" / "performance.md").read_text().split())
+    assert f"(eight stages) costs {seeds['seconds_each']:.1f} s of CPU" in text
+    assert f"all of the kind independent) {couplings['seconds_each']:.1f} s" in text
+    assert seeds["growing_exponent"] == couplings["growing_exponent"]
+    assert f"an exponent of {seeds['growing_exponent']} for both" in text
+    assert f"{max(row['peak_mb'] for run in (seeds, couplings) for row in run['rows'])} MB whatever" in text
     assert found["stages"]["sizes"][-1] == 1000
     assert found["stages"]["rows"][-1]["flow_a_stage"] < 0.3
