@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -262,11 +263,12 @@ def test_a_shard_that_is_damaged_on_the_disk_comes_anew(way, url, tmp_path):
     assert cache.bring(Store(url), entries[3], frozenset()).read_bytes() == bytes([3]) * 1000
 
 
-def test_one_that_arrives_damaged_is_named_and_leaves_nothing(way, url, tmp_path):
+@pytest.mark.parametrize("damaged", [bytes(999), bytes([1]) * 1000, bytes(5000)], ids=["short", "other", "long"])
+def test_one_that_arrives_damaged_is_named_and_leaves_nothing(way, url, tmp_path, damaged):
     entries, cache = shards(way, url, tmp_path), Cache(tmp_path / "cache", 2000)
     key = f"{url.removeprefix('s3://store/')}/{entries[0]['sha256']}"
-    boto3.client("s3").put_object(Bucket="store", Key=key, Body=bytes(999))
-    with pytest.raises(InputError, match=r"arrived 3 times with another size or SHA-256; delete it"):
+    boto3.client("s3").put_object(Bucket="store", Key=key, Body=damaged)
+    with pytest.raises(InputError, match=r"arrived 3 times with another size or SHA-256; delete it there"):
         cache.bring(Store(url), entries[0], frozenset())
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
@@ -407,6 +409,15 @@ def test_a_store_that_cannot_be_reached_is_one_sentence_and_the_checkpoint_stays
     assert f"stream is {url}, which the store does not give" in lines[0]
     way.cut = lambda request: False
     assert project(["teacher --seed 0"], **given) == 0
+
+
+def test_without_boto3_a_store_is_one_sentence(monkeypatch):
+    for name in ("boto3", "boto3.exceptions", "botocore", "botocore.exceptions"):
+        monkeypatch.setitem(sys.modules, name, None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "boto3" else find(name, *rest))
+    with pytest.raises(InputError, match="stream is s3://store/x, which needs boto3; install nfm with the extra"):
+        Store("s3://store/x").holds({"sha256": "0" * 64, "bytes": 1})
 
 
 @pytest.mark.parametrize("value", ["http://store/x", "s3://", "s3:///x", "/data", ""])

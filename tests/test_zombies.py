@@ -96,13 +96,14 @@ def test_a_killed_run_is_crashed_with_its_tasks_and_one_that_lives_is_not(prefec
             processes["dead"].send_signal(signal.SIGKILL)
             processes["dead"].wait()
             assert states(client, "dead") == ("RUNNING", ["RUNNING"])
-            assert sweep(settled=0) == 0  # nobody knows yet
+            swept = sweep(settled=0)
+            assert swept == 0 or states(client, "dead")[0] == "CRASHED"  # else nobody knows yet
             wait_for(lambda: states(client, "dead")[0] == "CRASHED", 300)
             wait_for(lambda: {client.read_flow_run(run).state_type for run in silent} == {StateType.CRASHED}, 300)
             (run,) = client.read_flow_runs(flow_run_filter=of("dead"))
             assert run.state.message == f"no sign of life for {WITHIN:g} seconds"
             assert sweep() == 0  # a word of the task may be on its way
-            assert sweep(settled=0) == 1
+            assert sweep(settled=0) == 1 - swept
             assert states(client, "dead") == ("CRASHED", ["CRASHED"])
             assert states(client, "alive") == ("RUNNING", ["RUNNING"])
             assert sweep(settled=0) == 0

@@ -36,14 +36,19 @@ def make_source(section: DataSection, root: Path, say: Say = lambda line: None) 
     return source
 
 
-def open_training_images(root: Path, params: Params) -> Split:
-    """Opens artifacts/data/train, every byte of it checked; shards that lie in a store come as they are read.
+def open_training_images(root: Path, params: Params, *, verify: bool = True) -> Split:
+    """Opens artifacts/data/train; shards that lie in a store come as they are read.
+
+    Arguments:
+        root: The project's folder.
+        params: Bound the cache of such shards.
+        verify: As of `Split.open`.
 
     Raises:
         InputError: The stage prepare has not run, or a file is damaged.
     """
     cache = Cache(root / ".cache" / "shards", int(params.run.cache_gb * 1e9))
-    return Split.open(root / "artifacts" / "data" / "train", verify=True, cache=cache)
+    return Split.open(root / "artifacts" / "data" / "train", verify, cache)
 
 
 def with_latents(source: Source, section: LatentsData, root: Path, device: torch.device) -> Source:

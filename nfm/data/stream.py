@@ -49,10 +49,10 @@ class Store:
 
     def put(self, path: Path, entry: dict[str, Any]) -> None:
         """Uploads the file of an entry of `nfm.store.entry_of`, unless it is there."""
-        from boto3.exceptions import S3UploadFailedError
-
         if self.holds(entry):
             return
+        from boto3.exceptions import S3UploadFailedError
+
         place = self._place(entry)
         with in_sentences(self.url, KEY):
             try:
@@ -62,11 +62,12 @@ class Store:
 
     def holds(self, entry: dict[str, Any]) -> bool:
         """Returns whether there is a shard of that name and size."""
+        place = self._place(entry)
         from botocore.exceptions import ClientError
 
         with in_sentences(self.url, KEY):
             try:
-                return self._client.head_object(**self._place(entry))["ContentLength"] == entry["bytes"]
+                return self._client.head_object(**place)["ContentLength"] == entry["bytes"]
             except ClientError as error:
                 if _is_missing(error):
                     return False
@@ -78,13 +79,13 @@ class Store:
         Raises:
             InputError: Besides, where it arrives damaged again and again.
         """
+        place = self._place(entry)
         from botocore.exceptions import BotoCoreError, ClientError
 
-        place = self._place(entry)
         with in_sentences(self.url, KEY):
             for left in reversed(range(TRIES)):
                 try:
-                    if self._write(place, file) == (entry["bytes"], entry["sha256"]):
+                    if self._write(place, file, entry["bytes"]) == entry["sha256"]:
                         return
                 except BotoCoreError:  # the connection breaks off
                     if not left:
@@ -98,17 +99,20 @@ class Store:
                     ) from error
         raise InputError(
             f"{KEY} is {self.url}, whose object {place['Key']} arrived {TRIES} times with another size or SHA-256; "
-            "delete it and run the stage prepare again"
+            "delete it there and run `dvc repro --force prepare`, which puts it back"
         )
 
-    def _write(self, place: dict[str, str], file: IO[bytes]) -> tuple[int, str]:
-        digest, size = hashlib.sha256(), 0
+    def _write(self, place: dict[str, str], file: IO[bytes], size: int) -> str | None:
+        """Returns the SHA-256 of what has arrived; None if that has not the size, of which no more is written."""
+        digest = hashlib.sha256()
         file.seek(0)
         for chunk in self._client.get_object(**place)["Body"].iter_chunks(CHUNK):
+            if file.tell() + len(chunk) > size:
+                return None
             digest.update(chunk)
-            size += file.write(chunk)
+            file.write(chunk)
         file.flush()
-        return size, digest.hexdigest()
+        return digest.hexdigest() if file.tell() == size else None
 
 
 def _is_missing(error: Any) -> bool:

@@ -88,7 +88,7 @@ def measure_drift(old: Path, new: Path, params: Params, device: torch.device) ->
         InputError: A file is missing or damaged.
     """
     train, held_out = (load_reference(reference_path(old, split)) for split in ("train", "test"))
-    split = open_training_images(new, params)
+    split = open_training_images(new, params, verify=False)
     if train.shape != split.visible.shape:
         return None
     ruler = load_ruler(params.evaluate.inception, old, split.visible.shape, device)
