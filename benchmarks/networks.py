@@ -177,8 +177,8 @@ def sampling(size: Size, given: Peers, seconds: float) -> Iterator[Row]:
     for nfe in (1, 4, 31):
         for name, (network, goal) in ways.items():
             ratio = sampling_ratio(network, other, z, label, nfe, seconds) if other else None
-            error = errors[name].abs().max().item() if name == "fp32" else errors[name].square().mean().sqrt().item()
-            note = "" if name == "fp32" else "error is a root mean square"
+            error = errors[name].square().mean().sqrt().item()
+            note = f"error is a root mean square; at most {errors[name].abs().max():.1e}"
             yield Row("sample", f"{size.name} {name} NFE {nfe}", "sit fp32", ratio, goal, error, note)
 
 

@@ -112,7 +112,8 @@ def _load_pairs(
     if settings["draws"] == "online":
         teacher = load_teacher(folder / "teacher.safetensors", device)
         check_shape(folder / "teacher.safetensors", teacher.model.shape, split.shape)
-        return TeacherOnline(teacher.model, teacher.noise_std, settings["sigma"], teacher.conditional, redraw)
+        bf16 = settings.get("precision") == "bf16"
+        return TeacherOnline(teacher.model, teacher.noise_std, settings["sigma"], teacher.conditional, redraw, bf16)
     _check_count(folder, settings["images"], split)
     noise = open_noise(folder, settings["shards"], settings["draws"], split.shape, verify)
     return TeacherDraws(noise, settings["sigma"], redraw)

@@ -21,7 +21,7 @@ from nfm.coupling.card import looked_at, measure
 from nfm.coupling.diagnostics import round_trip_error
 from nfm.coupling.gate import Thresholds
 from nfm.coupling.shards import Shard, locked, plan_shards, read_sidecar, write_shard
-from nfm.coupling.teacher import encode_draws
+from nfm.coupling.teacher import encode, encode_draws
 from nfm.data.shards import Split
 from nfm.figures import draw_card
 from nfm.random import generator_for
@@ -46,6 +46,7 @@ class Draws:
         shards: How the images are divided.
         seed: Seed of the noise.
         device: Where to compute.
+        bf16: Whether the teacher's matrix products are in bfloat16.
     """
 
     work: Path
@@ -57,6 +58,7 @@ class Draws:
     shards: list[Shard]
     seed: int
     device: torch.device
+    bf16: bool
 
     def encode(self, batch: int, state: PartialState, report: Callable[[dict[str, float], int], None]) -> None:
         """Encodes this process's share of the shards that are not finished; waits for the others.
@@ -115,7 +117,7 @@ class Draws:
             "draws": "online" if self.online else self.draws,
             "images": self._images(),
             "sigma": sigma,
-            "round_trip": self._round_trip(),
+            **self._precision(),
             **measure(z, label, self.split.classes, seed=self.seed),
         }
         write_json(self.work / "card.json", card)
@@ -163,6 +165,7 @@ class Draws:
                 draws=self.draws,
                 seed=self.seed,
                 first=int(rows[0]),
+                bf16=self.bf16,
             )
 
     def _images(self) -> int:
@@ -172,13 +175,22 @@ class Draws:
     def _labels(self, rows: Tensor) -> Tensor | None:
         return self.split.labels(rows) if self.teacher.conditional else None
 
-    def _round_trip(self) -> float:
-        """Measures decode(encode(x)) - x on the first 200 images, which are shuffled, with noise."""
+    def _precision(self) -> dict[str, float]:
+        """Measures decode(encode(x)) - x in float32, and what bfloat16 changes in f(x) / sigma_f, rms.
+
+        Both on the first 200 images, which are shuffled, with noise.
+        """
         rows = torch.arange(min(200, len(self.split)))
         x, label = self.split.images(rows), self._labels(rows)
         eps = torch.randn(x.shape, generator=generator_for(self.seed, 0))
         noisy = (x + self.teacher.noise_std * eps).to(self.device)
-        return round_trip_error(self.teacher.model, noisy, None if label is None else label.to(self.device))
+        label = None if label is None else label.to(self.device)
+        with torch.no_grad():
+            stored, exact = (encode(self.teacher.model, noisy, label, bf16) for bf16 in (self.bf16, False))
+        return {
+            "round_trip": round_trip_error(self.teacher.model, noisy, label),
+            "rounding": (stored - exact).square().mean().sqrt().item() / self.sigma(),
+        }
 
 
 def open_draws(
@@ -208,7 +220,8 @@ def open_draws(
     stored = looked_at(count, draws) if online else (count, draws)
     size = math.prod(split.shape)
     shards = plan_shards(count, draws, size, stored=stored, shard_bytes=round(1e6 * section.shard_mb))
-    return Draws(work, split, teacher, trained, online, draws, shards, seed, device)
+    bf16 = section.precision == "bf16"
+    return Draws(work, split, teacher, trained, online, draws, shards, seed, device, bf16)
 
 
 def open_noise(

@@ -62,6 +62,7 @@ class TeacherCoupling(Section):
     kind: Literal["teacher"]
     draws: PositiveInt | Literal["online"]  # stored noised copies of each image, or fresh ones
     shard_mb: PositiveFloat  # size of a file of noise, and of what is encoded at a time by itself
+    precision: Literal["fp32", "bf16"]  # of the teacher's matrix products while it encodes
     redraw: Redraw
     gate: Gate
 

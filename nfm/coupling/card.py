@@ -57,7 +57,7 @@ def measure(noise: Tensor, label: Tensor | None, classes: Sequence[str], *, seed
 
 def figures_of(card: dict[str, Any]) -> dict[str, Any]:
     """Returns a card's numbers as a metrics file holds them; a drift is that of the worst class."""
-    figures = {name: card[name] for name in ("eigenvalues", "mean", "variance", "sigma", "round_trip")}
+    figures = {name: card[name] for name in ("eigenvalues", "mean", "variance", "sigma", "round_trip", "rounding")}
     figures |= {"c2st": card["c2st"]["value"], "c2st_error": card["c2st"]["error"]}
     figures["c2st_by_class"] = {c: entry["c2st"]["value"] for c, entry in card["classes"].items() if entry["c2st"]}
     for name in ("mean_drift", "variance_drift"):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nfm.coupling.base import Batch, Coupling, Pairs, Redraw, full_precision, normal_like
+from nfm.coupling.base import Batch, Coupling, Pairs, Redraw, normal_like
 from nfm.random import generator_for
 from nfm.store import Rows
 from nfm.teacher.bijection import Bijection
@@ -55,6 +55,7 @@ class TeacherOnline(Coupling):
         sigma: sigma_f.
         conditional: Whether the teacher is given the labels.
         redraw: Pairs whose noise is drawn anew; see `nfm.coupling.base.Coupling`.
+        bf16: Whether the teacher's matrix products are in bfloat16.
     """
 
     def __init__(
@@ -64,16 +65,32 @@ class TeacherOnline(Coupling):
         sigma: float,
         conditional: bool = True,
         redraw: Redraw = NO_REDRAW,
+        bf16: bool = False,
     ) -> None:
         self._teacher, self._noise_std, self._sigma = teacher, noise_std, sigma
-        self._conditional, self.redraw = conditional, redraw
+        self._conditional, self.redraw, self._bf16 = conditional, redraw, bf16
 
     @torch.no_grad()
     def pair(self, batch: Batch, generator: torch.Generator) -> Pairs:
         noisy = batch.data + self._noise_std * normal_like(batch.data, generator)
-        with full_precision(noisy):
-            z, _ = self._teacher.encode(noisy, batch.label if self._conditional else None)
+        z = encode(self._teacher, noisy, batch.label if self._conditional else None, self._bf16)
         return Pairs(batch.data, z / self._sigma, batch.label)
+
+
+def encode(teacher: Bijection, x: Tensor, label: Tensor | None, bf16: bool) -> Tensor:
+    """Encodes images in a precision of its own, whatever that of a training around it.
+
+    Arguments:
+        teacher: The bijection f.
+        x: Noised images, with shape (B, *event).
+        label: Class labels, with shape (B,), or None.
+        bf16: Whether matrix products are in bfloat16; scales, shifts and what they change are not.
+
+    Returns:
+        f(x, c), with the shape and dtype of x.
+    """
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+        return teacher.encode(x, label)[0]
 
 
 @torch.no_grad()
@@ -86,6 +103,7 @@ def encode_draws(
     draws: int,
     seed: int,
     first: int = 0,
+    bf16: bool = False,
 ) -> Tensor:
     """Encodes noised copies of some images; sigma_f is not yet divided out.
 
@@ -100,6 +118,7 @@ def encode_draws(
         draws: Noised copies of each image, K.
         seed: Seed of the noise.
         first: Row of the first image in the data set.
+        bf16: Whether the teacher's matrix products are in bfloat16.
 
     Returns:
         f(x + eta eps', c), with shape (B, K, C, H, W), in the data's dtype.
@@ -107,5 +126,5 @@ def encode_draws(
     shape, rows = (draws, *data.shape[1:]), range(first, first + len(data))
     eps = torch.stack([torch.randn(shape, generator=generator_for(seed, _STREAM, i)) for i in rows])
     noisy = (data[:, None] + noise_std * eps.to(data)).flatten(0, 1)
-    z, _ = teacher.encode(noisy, None if label is None else label.repeat_interleave(draws))
+    z = encode(teacher, noisy, None if label is None else label.repeat_interleave(draws), bf16)
     return z.unflatten(0, (len(data), draws))

@@ -95,11 +95,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     n, tokens = q.shape[2], k.shape[2]
     causal = causal and n > 1
     if q.dtype == torch.bfloat16 and q.device.type == "cpu":
-        # Written out: torch's fused kernel makes a training in bf16 on a CPU up to twice as slow.
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+        # Written out: torch's fused kernel makes a training in bf16 on a CPU up to twice as slow. And key by query, as
+        # its softmax is slow over a last dimension that is short.
+        scores = k @ (q * q.shape[-1] ** -0.5).transpose(2, 3)
         if causal:
-            scores = scores.masked_fill(~_visible(n, tokens, q.device), -torch.inf)
-        return scores.softmax(3) @ v
+            scores = scores.masked_fill(~_visible(n, tokens, q.device).T, -torch.inf)
+        return scores.softmax(2).transpose(2, 3) @ v
     if causal and n < tokens:
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=_visible(n, tokens, q.device))
     return functional.scaled_dot_product_attention(q, k, v, is_causal=causal)

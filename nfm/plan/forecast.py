@@ -116,8 +116,8 @@ def _notes(params: Params, size: Size, networks: Networks) -> list[str]:
     notes = [
         f"The teacher decodes in {passes:,} passes through a block, each waiting for the one before: time there is for "
         "moving weights, keys and values, and larger batches help more than a faster chip.",
-        "Encoding, sampling and measuring count in fp32, whatever evaluate.precision is; the trainings in the "
-        "precision that their sections name.",
+        "Sampling and measuring count in fp32, whatever evaluate.precision is; the trainings and the encoding of pairs "
+        "in the precision that their sections name.",
         "Hours are of arithmetic at the stated share of the peak, of memory or of launches, whichever is longest; what "
         "runs on the host is not in them: reading images, moments, two-sample tests, distances of features, figures.",
     ]

@@ -188,7 +188,8 @@ class Bench:
                 potentials = torch.zeros(len(self.split), device=self.device)
                 return SemidiscreteOT(batch.data, batch.label, potentials, across_classes=section.across_classes)
             case TeacherCoupling() if section.draws == "online":
-                return TeacherOnline(self.frozen, self.params.teacher.noise_std, 1.0, self.params.teacher.conditional)
+                teacher, bf16 = self.params.teacher, section.precision == "bf16"
+                return TeacherOnline(self.frozen, teacher.noise_std, 1.0, teacher.conditional, bf16=bf16)
             case TeacherCoupling():
                 noise = torch.zeros(len(self.split), 1, *self.split.shape, dtype=torch.float16)
                 return TeacherDraws(Rows.of([noise.numpy()]), 1.0)
@@ -196,12 +197,12 @@ class Bench:
                 return InverseRegression(self._coupling(self.params.coupling["teacher"]))
 
     def _encode(self, batch: int) -> float:
-        draws = self._draws()
+        draws, bf16 = self._draws(), any(section.precision == "bf16" for section in self._teachers())
         data, label = self._batch(batch // draws)
         given, noise_std = label if self.teacher.classes else None, self.params.teacher.noise_std
 
         def encode() -> object:
-            z = encode_draws(self.frozen, data, given, noise_std=noise_std, draws=draws, seed=0)
+            z = encode_draws(self.frozen, data, given, noise_std=noise_std, draws=draws, seed=0, bf16=bf16)
             return z.double().square().sum().item(), z.cpu().numpy().astype("float16")
 
         return self._repeated(encode)
@@ -270,8 +271,10 @@ class Bench:
         return min(len(self.split), ONLINE_IMAGES) if self._stored_draws() is None else len(self.split)
 
     def _stored_draws(self) -> int | None:
-        draws = (s.draws for s in self.params.coupling.values() if isinstance(s, TeacherCoupling))
-        return next((n for n in draws if isinstance(n, int)), None)
+        return next((s.draws for s in self._teachers() if isinstance(s.draws, int)), None)
+
+    def _teachers(self) -> list[TeacherCoupling]:
+        return [s for s in self.params.coupling.values() if isinstance(s, TeacherCoupling)]
 
     def _batch(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns noise and labels of some images, with shapes (B, C, H, W) and (B,)."""

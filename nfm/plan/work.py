@@ -135,7 +135,7 @@ def _draws(section: TeacherCoupling, params: Params, size: Size, networks: Netwo
     if draws == "online":
         draws, images = ONLINE_DRAWS, min(images, ONLINE_IMAGES)
     batch, back = draws * max(1, params.run.sample_batch // draws), min(ROUND_TRIP, size.train)
-    yield _calls("teacher.encode", batch, images * draws + back, count.encode_cost(networks.teacher))
+    yield _calls("teacher.encode", batch, images * draws + back, count.encode_cost(networks.teacher), section.precision)
     yield _decoding(networks, back, back)
     yield Work("card", 1, {})
 
@@ -148,7 +148,7 @@ def _student(name: str, params: Params, size: Size, networks: Networks) -> Work:
         seen = min(groups, train.batch)
         costs.append((FULL, Cost(2 * size.train // groups * size.dimensions, 8 * seen)))
     elif isinstance(section, TeacherCoupling) and section.draws == "online":
-        costs.append((FULL, count.encode_cost(networks.teacher)))
+        costs.append((section.precision, count.encode_cost(networks.teacher)))
     together: dict[str, Cost] = {}
     for precision, cost in costs:
         before = together.get(precision, Cost(0, 0))
@@ -220,9 +220,9 @@ def _updates(unit: str, train: Train, params: Params, costs: Mapping[str, Cost])
     return Work(f"{unit}/{train.batch}", train.steps, flops, operations)
 
 
-def _calls(unit: str, batch: int, images: float, cost: Cost) -> Work:
+def _calls(unit: str, batch: int, images: float, cost: Cost, precision: str = FULL) -> Work:
     """Runs a network over images in batches."""
-    return Work(f"{unit}/{batch}", images / batch, {FULL: float(batch * cost.flops)}, cost.operations)
+    return Work(f"{unit}/{batch}", images / batch, {precision: float(batch * cost.flops)}, cost.operations)
 
 
 def _decoding(networks: Networks, batch: int, images: int) -> Work:
