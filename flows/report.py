@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.context import get_run_context
 from prefect.logging import get_run_logger
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
 from flows.neighbours import tags_of
 from flows.release import chosen
@@ -64,11 +65,12 @@ def closing(folder: Path) -> str:
     headline = folder / "report" / "headline.txt"
     if not (headline.is_file() and (folder / "report" / "index.html").is_file()):
         return "There is no report yet; the stage `report` makes it."
+    served, prefect = interface_of(tracking_uri(folder)), PREFECT_UI_URL.value() if PREFECT_API_URL.value() else None
     return (
         f"\n{headline.read_text()}\n"
         f"Report:  {newest_page(folder).resolve().as_uri()}\n"
-        "MLflow:  `make ui`, then http://127.0.0.1:5000/#/experiments/1/runs\n"
-        "Prefect: `make ui`, then http://127.0.0.1:4200, flow nfm"
+        f"MLflow:  {served or '`make ui`, then http://127.0.0.1:5000/#/experiments/1/runs'}\n"
+        f"Prefect: {prefect or '`make ui`, then http://127.0.0.1:4200'}, flow nfm"
     )
 
 

@@ -13,13 +13,14 @@ import time
 import weakref
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
 import yaml
 
 import nfm.build.draws
-from nfm.artifacts import load_tensors
+from nfm.artifacts import load_tensors, read_json
 from nfm.build.coupling import load_coupling
 from nfm.build.teacher import make_teacher, save_teacher
 from nfm.config import load_params, parse_params, read_mapping, with_overrides
@@ -153,6 +154,45 @@ def test_the_stored_draws_are_those_of_the_seed_and_row_over_sigma(whole):
         noise = loaded(whole).pair(Batch(rows, split.images(rows), None), generator).noise
         nearest = (z / sigma - noise[:, None]).abs().flatten(2).amax(2).amin(1)
         assert nearest.max() < 4e-3  # float16 of numbers up to 8
+
+
+def test_noise_encoded_in_bf16_is_that_of_fp32_but_for_a_rounding_that_the_card_states(project, whole):
+    set_params(project, precision="bf16")
+    run(project)
+    noise, exact = (
+        np.concatenate([np.fromfile(file, np.float16) for file in sorted(folder.rglob("coupling/teacher-0/*.f16"))])
+        for folder in (project, whole)
+    )
+    cards = [json.loads((f / "artifacts/coupling/teacher-0/card.json").read_text()) for f in (project, whole)]
+    rounding = (noise - exact).astype(float).std() / cards[0]["sigma"]
+    assert 2**-12 < rounding < 2**-6  # bfloat16 rounds by 2**-9 at the most, where a product's numbers are near 1
+    assert [card["rounding"] for card in cards] == [pytest.approx(rounding, rel=0.2), 0.0]
+    figures = json.loads((project / "metrics/couple/teacher-0.json").read_text())
+    assert figures["rounding"] == cards[0]["rounding"]
+    assert cards[0]["round_trip"] == pytest.approx(cards[1]["round_trip"], rel=1e-6)  # that of the teacher in float32
+
+
+def test_online_noise_is_encoded_in_its_own_precision_whatever_is_around_it(project):
+    split, rows, noise = split_of(project), torch.arange(COUNT), {}
+    batch = Batch(rows, split.images(rows), split.labels(rows))
+    for precision in ("fp32", "bf16"):
+        set_params(project, draws="online", precision=precision)
+        run(project)
+        pairs, path = loaded(project), project / "artifacts/coupling/teacher-0/coupling.json"
+        noise[precision] = online_noise(project, batch, bf16=precision == "bf16") / read_json(path)["sigma"]
+        for around in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=around):
+                assert torch.equal(pairs.pair(batch, generator_for(0)).noise, noise[precision])
+    assert noise["bf16"].dtype == torch.float32
+    assert not torch.equal(noise["bf16"], noise["fp32"])
+
+
+def online_noise(folder, batch, bf16):
+    """The noise that `TeacherOnline` is to encode, by hand."""
+    trained = nfm.build.draws.load_teacher(folder / "artifacts/teacher/0/teacher.safetensors", torch.device("cpu"))
+    noisy = batch.data + 0.2 * torch.randn(batch.data.shape, generator=generator_for(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        return trained.model.encode(noisy, batch.label)[0]
 
 
 def test_a_killed_run_goes_on_with_the_missing_shards_and_ends_with_the_same_bytes(project, whole, encoded):

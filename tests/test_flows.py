@@ -18,6 +18,7 @@ from dvc.repo import Repo
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
 import flows.pipeline
@@ -26,7 +27,7 @@ from flows.checkout import Checkout, Plan
 from flows.parameters import overrides_of
 from flows.pipeline import main, pipeline, run_graph
 from flows.process import Processes
-from flows.report import publish
+from flows.report import closing, publish
 from flows.slots import Slots
 from flows.stage import push
 from flows.words import failure, outcome
@@ -475,3 +476,27 @@ def test_a_list_of_locks_that_was_cut_off_stops_no_run(tiny: Tiny, left: str):
     state, names = outcomes(tiny.root, ["work@left"])
     assert state.is_completed(), state.message
     assert names["work@left"] == "Completed"
+
+
+@pytest.mark.parametrize(
+    ("uri", "api", "mlflow", "prefect"),
+    [
+        (
+            "sqlite:///mlflow.db",
+            None,
+            "`make ui`, then http://127.0.0.1:5000/#/experiments/1/runs",
+            "`make ui`, then http://127.0.0.1:4200",
+        ),
+        ("http://user:word@mlflow:80/", "http://prefect:4200/api", "http://mlflow:80", "http://prefect:4200"),
+    ],
+)
+def test_the_last_words_name_the_servers_that_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, api: str | None, mlflow: str, prefect: str
+):
+    (tmp_path / "report").mkdir()
+    for name in ("headline.txt", "index.html"):
+        (tmp_path / "report" / name).write_text("NFM is ahead")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with temporary_settings({PREFECT_API_URL: api}):
+        lines = closing(tmp_path).splitlines()
+    assert lines[-2:] == [f"MLflow:  {mlflow}", f"Prefect: {prefect}, flow nfm"]

@@ -192,6 +192,16 @@ def imagenet_params(**changes):
     return parse_params(with_overrides(yaml.safe_load(recipe_text("digits")), sizes | changes), "digits")
 
 
+def test_encoding_counts_in_the_precision_that_it_has():
+    size = Size((1, 8, 8), 10, 1257, 540)
+    for precision in ("fp32", "bf16"):
+        params = tiny_params(**{"coupling.teacher.draws": "online", "coupling.teacher.precision": precision})
+        stages = {stage.name: stage for stage in forecast(params, size, disk=0).stages}
+        (encode,) = (w for w in stages["couple-teacher"].work if w.unit.startswith("teacher.encode/"))
+        assert set(encode.flops) == {precision}
+        assert set(stages["student@teacher"].work[0].flops) == {"fp32", precision}
+
+
 def test_sixteen_draws_of_imagenet_64_take_half_a_terabyte_and_so_are_drawn_online():
     advice = advise(imagenet_params(), IMAGENET, disk=1e11)
     assert advice is not None

@@ -91,5 +91,5 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Normalises each token, with shape (B, T, width), scales it by 1 + scale and shifts it."""
     width = x.shape[-1:]
     # On a CPU torch's loop is vectorised only where it is given weights; these change no bit.
-    weights = (x.new_ones(width), x.new_zeros(width)) if x.device.type == "cpu" else ()
-    return torch.addcmul(shift, functional.layer_norm(x, width, *weights), 1 + scale)
+    weight, bias = (x.new_ones(width), x.new_zeros(width)) if x.device.type == "cpu" else (None, None)
+    return torch.addcmul(shift, functional.layer_norm(x, width, weight, bias), 1 + scale)
