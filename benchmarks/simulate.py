@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 RECIPES = ("imagenet64", "imagenet256")
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 ADAPTERS = 8  # of a machine with one for each of its GPUs
-TRAININGS = ("teacher", "student, stored", "student, online")
+TRAININGS = ("teacher", "student, stored", "student, online", "student, online in bf16")
 SHOWN = {  # in docs/many_gpus.md
     "batch of the recipe": ("batch of 256", (1, 8, 16, 64, 256)),
     "faster network": ("8 adapters", (16, 64, 256)),
@@ -167,11 +167,11 @@ def short(value: float) -> float:
 def text(found: Sequence[dict[str, Any]]) -> str:
     """Returns rows as a table."""
     lines = [
-        f"{'recipe':12}{'training':17}{'GPUs':>5}{'images/s':>10}{'efficiency':>11}{'hours':>9}{'USD':>9}  bottleneck"
+        f"{'recipe':12}{'training':24}{'GPUs':>5}{'images/s':>10}{'efficiency':>11}{'hours':>9}{'USD':>9}  bottleneck"
     ]
     for row in found:
         lines.append(
-            f"{row['recipe']:12}{row['training']:17}{row['gpus']:5}{row['images_per_second']:10,.0f}"
+            f"{row['recipe']:12}{row['training']:24}{row['gpus']:5}{row['images_per_second']:10,.0f}"
             f"{row['efficiency']:11.2f}{row['hours']:9,.1f}{row['price']:9,.0f}  {row['bottleneck']}"
         )
     return "\n".join(lines)

@@ -30,7 +30,12 @@ from nfm.student.velocity import SiT
 from nfm.teacher.tarflow import TarFlow
 
 LABEL = 8  # bytes
-WAYS = {"teacher-train": "bf16 compiled", "student-train": "bf16 compiled", "encode": "fp32"}
+WAYS = {  # a name of ours: the work's in results/gpu.json, and how it was done
+    "teacher-train": ("teacher-train", "bf16 compiled"),
+    "student-train": ("student-train", "bf16 compiled"),
+    "encode": ("encode", "fp32"),
+    "encode in bf16": ("encode", "bf16"),
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Measured:
 
 
 def read_measured(path: Path) -> dict[str, Measured]:
-    """Returns the speeds by work.
+    """Returns the speeds by the names of WAYS.
 
     Raises:
         InputError: There is no such file, or a figure is not in it.
@@ -92,14 +97,14 @@ def read_measured(path: Path) -> dict[str, Measured]:
     if not path.is_file():
         raise InputError(f"{path} is no file; run `python -m benchmarks.gpu` on a GPU, or name its result by --gpu")
     content, found = read_json(path), {}
-    for work, how in WAYS.items():
+    for name, (work, how) in WAYS.items():
         part = content.get(work, {"rows": []})
         rows = {row["batch"]: row for row in part["rows"] if row["how"] == how}
         if not rows:
             raise InputError(f"{path} has no row {how!r} of {work}; run `python -m benchmarks.gpu {work}` on a GPU")
         speeds, shares = ({n: row[key] for n, row in rows.items()} for key in ("images_per_second", "mfu"))
         rate = part["product_flops"][how.split()[0]]
-        found[work] = Measured(work, how, speeds, shares, rate, part["machine"]["device"], path.name)
+        found[name] = Measured(work, how, speeds, shares, rate, part["machine"]["device"], path.name)
     return found
 
 
@@ -108,7 +113,7 @@ class Training:
     """A training of a recipe.
 
     Attributes:
-        name: "teacher", "student, stored" or "student, online".
+        name: "teacher", or "student" with how its noise is had.
         job: An update.
         steps: Updates.
         before: Images that the teacher encodes before it, for stored noise.
@@ -123,7 +128,7 @@ class Training:
 
 
 def trainings(params: Params, measured: dict[str, Measured], cluster: Cluster) -> list[Training]:
-    """Returns what a recipe trains: the teacher, and a student on stored and on online noise."""
+    """Returns what a recipe trains: the teacher, and a student on stored noise and, in two precisions, online."""
     size = data_size(params.data, Path(), None, None)
     teacher = on_meta(lambda: make_teacher(teacher_arguments(params.teacher, size.shape, size.classes)))
     student = on_meta(lambda: make_student(student_arguments(params.student, size.shape, size.classes)))
@@ -131,11 +136,13 @@ def trainings(params: Params, measured: dict[str, Measured], cluster: Cluster) -
         "teacher-train": optimizer_seconds(4 * parameters(on_meta(FULL.make_teacher)), cluster),
         "student-train": optimizer_seconds(4 * parameters(on_meta(FULL.make_student)), cluster),
         "encode": 0.0,
+        "encode in bf16": 0.0,
     }
     costs = {
         "teacher-train": likelihood_step_cost(teacher),
         "student-train": matching_step_cost(student),
         "encode": encode_cost(teacher),
+        "encode in bf16": encode_cost(teacher),
     }
     made = {work: measured[work].scaled(cost, besides[work], cluster) for work, cost in costs.items()}
     micro = params.run.micro_batch
@@ -152,6 +159,7 @@ def trainings(params: Params, measured: dict[str, Measured], cluster: Cluster) -
         Training("teacher", teaching, params.teacher.train.steps),
         Training("student, stored", replace(learning, noise=noise), steps, USUAL * size.train, encode),
         Training("student, online", replace(learning, encode=encode), steps),
+        Training("student, online in bf16", replace(learning, encode=made["encode in bf16"]), steps),
     ]
 
 
