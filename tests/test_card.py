@@ -21,7 +21,7 @@ def normal(*shape, seed=0):
 
 def card_of(noise, label, classes=CLASSES, **changes):
     """A card of noise with shape (I, K, *event), with what a stage adds."""
-    return {"sigma": 1.0, "round_trip": 1e-6, **measure(noise, label, classes, seed=0), **changes}
+    return {"sigma": 1.0, "round_trip": 1e-6, "rounding": 0.0, **measure(noise, label, classes, seed=0), **changes}
 
 
 def test_noise_statistics_are_the_moments():
