@@ -117,7 +117,7 @@ class Draws:
             "draws": "online" if self.online else self.draws,
             "images": self._images(),
             "sigma": sigma,
-            **self._precision(),
+            **self._errors(),
             **measure(z, label, self.split.classes, seed=self.seed),
         }
         write_json(self.work / "card.json", card)
@@ -175,7 +175,7 @@ class Draws:
     def _labels(self, rows: Tensor) -> Tensor | None:
         return self.split.labels(rows) if self.teacher.conditional else None
 
-    def _precision(self) -> dict[str, float]:
+    def _errors(self) -> dict[str, float]:
         """Measures decode(encode(x)) - x in float32, and what bfloat16 changes in f(x) / sigma_f, rms.
 
         Both on the first 200 images, which are shuffled, with noise.
