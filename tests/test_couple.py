@@ -34,6 +34,7 @@ from nfm.errors import InputError
 from nfm.random import generator_for
 from nfm.stages.couple import couple, encode_share
 from nfm.stages.student import student
+from tests.command import nfm as command
 
 ROOT = Path(__file__).parents[1]
 COUNT, DRAWS, SHAPE = 90, 3, (1, 2, 4)
@@ -263,12 +264,11 @@ def test_a_shard_that_another_process_is_at_is_waited_for_and_not_encoded_twice(
         (["--share", "half"], "--share is 'half', expected"),
     ],
 )
-def test_a_share_that_cannot_be_is_refused_in_a_sentence(project, arguments, words):
-    command = [sys.executable, "-m", "nfm", "couple", "--coupling", "minibatch-ot", *arguments]
-    answer = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
-    assert answer.returncode == 2
-    assert words in answer.stderr
-    assert len(answer.stderr.splitlines()) == 1
+def test_a_share_that_cannot_be_is_refused_in_a_sentence(project, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(project)
+    assert command(monkeypatch, "couple", "--coupling", "minibatch-ot", *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
 
 
 def test_of_the_noise_no_more_than_two_batches_are_held(project, monkeypatch):
