@@ -9,13 +9,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import chdir, closing
 from io import StringIO
 from pathlib import Path
 
 import boto3
 import pytest
 import yaml
+from dvc.repo import Repo
 
 from nfm.artifacts import sha256
 from nfm.config import read_mapping, with_overrides
@@ -68,8 +69,8 @@ def commit(folder):
 
 def statuses(folder):
     """The stages that DVC would run, by name."""
-    answer = json.loads(run(folder, "dvc", "status", "--json").stdout)
-    return set(answer)
+    with chdir(folder), Repo() as repo:  # DVC's names are relative to where one is
+        return set(repo.status())
 
 
 def kinds(names):
@@ -327,10 +328,10 @@ def seen_in_the_interface(page, address, flow_run, ids, folder):
     page.photograph(folder / "curves.png")
 
 
-def test_afterwards_the_flow_finds_all_cached_and_dvc_has_nothing_to_do(project):
-    folder, home, _ = project
+def test_afterwards_the_flow_finds_all_cached_and_dvc_has_nothing_to_do(project, prefect_server):
+    folder = project[0]
     assert statuses(folder) == set()
-    again = run(folder, "flows.pipeline", PREFECT_HOME=str(home))
+    again = run(folder, "flows.pipeline", PREFECT_API_URL=prefect_server)
     log = again.stdout + again.stderr
     assert executed(log) == set()
     assert log.count("Cached") >= 12
@@ -393,11 +394,12 @@ def test_a_comment_in_the_code_makes_stale_the_stages_that_list_it(project, file
         path.write_text(before)
 
 
-def test_overrides_run_in_a_workspace_and_execute_only_what_they_change(project):
-    folder, home, _ = project
+def test_overrides_run_in_a_workspace_and_execute_only_what_they_change(project, prefect_server):
+    folder = project[0]
     before = (folder / "params.yaml").read_text()
-    answer = run(folder, "flows.pipeline", "--set", "evaluate.samples=24", PREFECT_HOME=str(home))
-    assert kinds(executed(answer.stdout + answer.stderr)) == {"evaluate", "evaluate-teacher", "report"}
+    overrides = ["--set", "evaluate.samples=24", "--set", "couplings=[teacher]"]
+    answer = run(folder, "flows.pipeline", *overrides, PREFECT_API_URL=prefect_server)
+    assert executed(answer.stdout + answer.stderr) == {"evaluate@teacher-0", "evaluate-teacher@0", "report"}
     (workspace,) = (path for path in (folder / ".workspaces").iterdir() if path.is_dir())
     assert json.loads((workspace / "results" / "summary.json").read_text())["samples"] == 24
     assert json.loads((folder / "results" / "summary.json").read_text())["samples"] == 20
@@ -412,9 +414,9 @@ def test_a_bad_override_is_one_sentence_before_anything_runs(project):
     assert "did you mean 'width'" in answer.stderr
 
 
-def test_a_stage_that_refuses_its_params_fails_the_flow_with_its_sentence(project):
-    folder, home, _ = project
-    answer = run(folder, "flows.pipeline", "--set", "student.patch=[3, 8]", check=False, PREFECT_HOME=str(home))
+def test_a_stage_that_refuses_its_params_fails_the_flow_with_its_sentence(project, prefect_server):
+    wrong = ["--set", "student.patch=[3, 8]", "--stages", "student@teacher-0"]
+    answer = run(project[0], "flows.pipeline", *wrong, check=False, PREFECT_API_URL=prefect_server)
     assert answer.returncode == 1
     assert "student.patch is [3, 8]" in answer.stderr
     assert "Traceback" not in answer.stderr
@@ -475,12 +477,12 @@ def stored(project, bucket):
     return keys
 
 
-def test_a_cold_clone_restores_everything_from_s3_and_trains_nothing(project, stored, tmp_path):
-    folder, home, _ = project
+def test_a_cold_clone_restores_everything_from_s3_and_trains_nothing(project, stored, prefect_server, tmp_path):
+    folder = project[0]
     for name, command in {"dvc": ["dvc", "repro", "--pull"], "flow": ["flows.pipeline"]}.items():
         clone = tmp_path / name
         git(tmp_path, "clone", "--quiet", str(folder), str(clone))
-        answer = run(clone, *command, PREFECT_HOME=str(home), **stored)
+        answer = run(clone, *command, PREFECT_API_URL=prefect_server, **stored)
         assert executed(answer.stdout + answer.stderr) <= {"report"}
         assert statuses(clone) == set()
         original = (folder / "artifacts" / "student" / "teacher-0" / "student.safetensors").read_bytes()
