@@ -178,15 +178,14 @@ def test_sweeps_end_where_nothing_changes_by_more_than_the_tolerance():
 def test_a_decoding_step_leaves_what_the_cache_held():
     block, x = perturbed(make_block(None)), random(3, 4, 3)
     *_, cache = block.decode_step(x[:, :1], 1, None, block.room(3, x))
-    kept = [(layer.key[:, :, :1].clone(), layer.value[:, :, :1].clone()) for layer in cache]
+    kept = [layer.both[..., :1, :].clone() for layer in cache]
     first = block.decode_step(x[:, 1:2], 2, None, cache)
     second = block.decode_step(x[:, 1:2], 2, None, cache)
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
-    for layer, (key, value) in zip(cache, kept, strict=True):
+    for layer, both in zip(cache, kept, strict=True):
         assert layer.seen == 1
-        assert torch.equal(layer.key[:, :, :1], key)
-        assert torch.equal(layer.value[:, :, :1], value)
+        assert torch.equal(layer.both[..., :1, :], both)
 
 
 def test_guidance_has_the_plain_and_the_unconditional_samples_as_limits():

@@ -1,6 +1,6 @@
 """Multi-head self-attention, over whole sequences or on from tokens that are known."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,12 @@ class KVCache:
     """Keys and values of the tokens seen so far, with room behind them for those to come.
 
     Attributes:
-        key: With shape (B, heads, room, head_size); behind the tokens seen are no meaningful numbers.
-        value: Likewise.
+        both: Keys, then values, with shape (2, B, heads, room, head_size); behind the tokens seen are no meaningful
+            numbers.
         seen: Number of tokens seen.
     """
 
-    key: Tensor
-    value: Tensor
+    both: Tensor
     seen: int = 0
 
 
@@ -50,8 +49,7 @@ class Attention(nn.Module):
 
     def room(self, count: int, tokens: int, like: Tensor) -> KVCache:
         """Returns an empty cache for sequences of up to so many tokens, with the dtype and device of `like`."""
-        shape = (count, self.heads, tokens, self.out.in_features // self.heads)
-        return KVCache(like.new_empty(shape), like.new_empty(shape))
+        return KVCache(like.new_empty(2, count, self.heads, tokens, self.out.in_features // self.heads))
 
     def extend(self, x: Tensor, cache: KVCache) -> tuple[Tensor, KVCache]:
         """Attends from new tokens to those in the cache and, causally, to one another.
@@ -64,17 +62,15 @@ class Attention(nn.Module):
         Returns:
             The tokens' outputs, with the shape of x, and a cache that holds them too.
         """
-        q, k, v = self._split(x)
-        seen, end = cache.seen, cache.seen + x.shape[1]
-        cache.key[:, :, seen:end], cache.value[:, :, seen:end] = k, v
-        y = attend(q, cache.key[:, :, :end], cache.value[:, :, :end], causal=True)
-        return self._merge(y), replace(cache, seen=end)
+        qkv, end = self._split(x), cache.seen + x.shape[1]
+        cache.both[..., cache.seen : end, :] = qkv[1:]
+        k, v = cache.both[..., :end, :]
+        return self._merge(attend(qkv[0], k, v, causal=True)), KVCache(cache.both, end)
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _split(self, x: Tensor) -> Tensor:
+        """Returns queries, keys and values, with shape (3, B, heads, T, head_size)."""
         b, t, w = x.shape
-        qkv = self.to_qkv(x).reshape(b, t, 3, self.heads, w // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        return q, k, v
+        return self.to_qkv(x).reshape(b, t, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)
 
     def _merge(self, y: Tensor) -> Tensor:
         return self.out(y.transpose(1, 2).flatten(2))
