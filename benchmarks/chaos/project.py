@@ -22,8 +22,7 @@ WITHIN = 70  # seconds of silence after which a run counts as dead, instead of 6
 SLOT = 60  # seconds for which a run has the deployment's one slot, unless it renews it, instead of 300
 SIGN = 30  # seconds between signs of life, instead of 180: the shortest that Prefect takes
 CHECKPOINT, REPORT = 40, 5  # updates between checkpoints, and between reports
-# A stage trains for some seconds, so that kills land in its midst; in a short trial for a third of them, and no stage
-# follows the student.
+# A stage trains for some seconds, so that kills land in its midst; in a short trial for a third of them.
 UPDATES = {"features": 600, "teacher": 300, "student": 600}
 SETTINGS = {
     **TINY,
@@ -41,7 +40,6 @@ TIMING = {
 STATED = ("dvc.lock", "results/summary.json", "results/fd.csv", "results/seconds.csv")  # git has those of params.yaml
 KEPT = (".env", ".stack", ".dvc/config.local", ".dvc/tmp")  # over rounds; locks are in the last
 COMMAND = ("-m", "prefect", "--no-prompt", "deployment", "run", "nfm/pipeline", "--param", "push=true")
-TO_STUDENT = ("--param", 'stages=["student"]')
 
 
 class Project:
@@ -49,13 +47,12 @@ class Project:
 
     Arguments:
         root: Where to; below a folder that PostgreSQL's user may enter.
-        short: Whether to train for a third of the updates, and to run no more than the student needs.
+        short: Whether to train for a third of the updates.
     """
 
     def __init__(self, root: Path, short: bool = False) -> None:
         self.root = root
         self.remote = ""
-        self._command = (*COMMAND, *TO_STUDENT) if short else COMMAND
         run(root.parent, "git", "clone", "--quiet", str(ROOT), str(root))
         steps = {f"{stage}.train.steps": steps // (3 if short else 1) for stage, steps in UPDATES.items()}
         params = with_overrides(read_mapping(root / "params.yaml"), {**SETTINGS, **steps})
@@ -101,7 +98,7 @@ class Project:
 
     def ask(self) -> str | None:
         """Gives the one command; returns the flow run's id, None where the server does not take it."""
-        command = [sys.executable, *self._command]
+        command = [sys.executable, *COMMAND]
         answer = subprocess.run(
             command, cwd=self.root, env=self.environment(), capture_output=True, text=True, check=False
         )

@@ -33,8 +33,8 @@ def trial(
         references: Runs without a kill; from two on, outputs that differ between them are an error.
         seconds: After which no further round begins.
         say: Told of every round.
-        short: Whether to train for less, to end with the student, to do without the time in which the dead are found at
-            the end, and to take the kinds in their order.
+        short: Whether to train for less, to do without the time in which the dead are found at the end, and to take the
+            kinds in their order.
     """
     home = Path(tempfile.mkdtemp(prefix="nfm-", dir=base))
     home.chmod(0o755)
